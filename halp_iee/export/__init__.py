@@ -1,0 +1,1 @@
+"""Networks as files for a runtime, each behind a parity gate."""

@@ -1,0 +1,13 @@
+"""Data, recipe, loop and checkpoint: the only part of the package where networks change."""
+
+from halp_iee.train.data import load
+from halp_iee.train.evaluation import Evaluation, evaluate
+from halp_iee.train.events import EventLog
+from halp_iee.train.loop import CHECKPOINT, EpochRecord, History, Progress, fit, make_optimizer
+from halp_iee.train.recipe import Recipe
+from halp_iee.train.records import Data, Split
+
+__all__ = [
+    "CHECKPOINT", "Data", "EpochRecord", "Evaluation", "EventLog", "History", "Progress", "Recipe", "Split",
+    "evaluate", "fit", "load", "make_optimizer",
+]  # fmt: skip

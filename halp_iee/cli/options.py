@@ -1,0 +1,123 @@
+"""Options that several commands share, so that they read and mean the same everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from halp_iee.run.target import Target
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+class TargetType(click.ParamType):
+    """`0.3`, `4ms` or `250fps`."""
+
+    name = "target"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Target:
+        return value if isinstance(value, Target) else Target.parse(str(value))
+
+
+def compose(*decorators: Decorator) -> Decorator:
+    """One decorator of many, listed in the order in which --help shows them."""
+
+    def apply(function: Callable[..., Any]) -> Callable[..., Any]:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return apply
+
+
+model = click.option(
+    "--model", default="resnet20", show_default=True, metavar="NAME",
+    help="A torchvision name, timm:NAME, one of this package's networks, or path/to/file.py:function.",
+)  # fmt: skip
+data = click.option(
+    "--data", default="digits", show_default=True, metavar="SPEC",
+    help="digits, digits-hard, cifar10:DIR, cifar100:DIR or imagefolder:DIR.",
+)  # fmt: skip
+target = click.option(
+    "--latency-target", "target", type=TargetType(), default="0.3", show_default=True, metavar="TARGET",
+    help="0.3 is that fraction of the dense latency; 4ms and 250fps are absolute.",
+)  # fmt: skip
+input_shape = click.option(
+    "--input-shape", metavar="C,H,W", default=None, callback=lambda _c, _p, v: parse_shape(v),
+    help="Shape of one input, where no data says it.",
+)  # fmt: skip
+device = compose(
+    click.option(
+        "--gpu",
+        metavar="NAME",
+        default="cpu",
+        show_default="this machine's CPU",
+        help="The device to be fast on. Attached: measured. Not attached: modelled from its datasheet.",
+    ),
+    click.option(
+        "--source",
+        type=click.Choice(["auto", "measured", "modelled"]),
+        default="auto",
+        show_default=True,
+        help="Insist on a measured table (exit 3 without the device), or on a modelled one.",
+    ),
+    click.option(
+        "--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="CPU threads of the runtime."
+    ),
+    click.option("--batch", type=click.IntRange(1, 65536), default=1, show_default=True, help="Images in one call."),
+    click.option(
+        "--table",
+        metavar="TABLE",
+        default=None,
+        help="A latency table, by path or name, instead of finding or making one.",
+    ),
+    click.option(
+        "--time-budget",
+        "time_budget_s",
+        type=click.FloatRange(1.0, 86400.0),
+        default=None,
+        metavar="SECONDS",
+        help="Longest time for the sweep.  [default: 60, or 180 for large inputs]",
+    ),
+    click.option(
+        "--max-error",
+        type=click.FloatRange(0.0, 1.0, min_open=True),
+        default=0.02,
+        show_default=True,
+        help="The sweep may stop sooner, at this held-out error.",
+    ),
+)
+run_directory = compose(
+    click.option(
+        "--out",
+        type=click.Path(path_type=Path),
+        default=None,
+        metavar="DIR",
+        help="The run's directory.  [default: runs/MODEL-DATA-TARGET]",
+    ),
+    click.option("--fresh", is_flag=True, help="Start again, replacing a run that lies in the directory."),
+)
+json_flag = click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON document on stdout.")
+seed = click.option(
+    "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Of everything that is random."
+)
+
+
+def parse_shape(text: str | None) -> tuple[int, ...] | None:
+    """Read `3,224,224`.
+
+    Raises:
+        click.BadParameter: not positive whole numbers.
+    """
+    if text is None:
+        return None
+    try:
+        shape = tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        shape = ()
+    if not shape or min(shape) < 1 or len(shape) > 5:
+        raise click.BadParameter(f"{text!r} is not a shape; give positive whole numbers such as 3,224,224")
+    return shape

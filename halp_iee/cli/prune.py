@@ -1,0 +1,106 @@
+"""`halp-iee prune`: a trained network, made to fit a latency in one step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from halp_iee.cli import options, show
+from halp_iee.cli.progress import Bars
+from halp_iee.run.target import Target
+
+
+@click.command("prune")
+@options.model
+@click.option(
+    "--data", default=None, metavar="SPEC", help="Data to judge channels by, fine-tune on and test with; as in train."
+)
+@options.target
+@click.option(
+    "--weights", default=None, metavar="FILE", help="Safetensors file with the trained weights of the dense network."
+)
+@click.option("--importance", "criterion", default=None, metavar="NAME",
+              help="How units are judged.  [default: taylor_bn with data, magnitude_l2 without]")  # fmt: skip
+@click.option(
+    "--finetune-epochs",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Epochs of training after the pruning.",
+)
+@click.option("--batch-size", type=click.IntRange(1), default=None, help="Training batch.  [default: the recipe's]")
+@click.option(
+    "--lr", type=click.FloatRange(0, min_open=True), default=None, help="Learning rate.  [default: the recipe's]"
+)
+@click.option("--solver", type=click.Choice(["joint", "halp", "cp-sat"]), default="joint", show_default=True)
+@options.input_shape
+@options.device
+@options.seed
+@options.run_directory
+@options.json_flag
+def command(
+    model: str,
+    data: str | None,
+    target: Target,
+    weights: str | None,
+    criterion: str | None,
+    finetune_epochs: int,
+    batch_size: int | None,
+    lr: float | None,
+    solver: str,
+    input_shape: tuple[int, ...] | None,
+    seed: int,
+    out: Path | None,
+    fresh: bool,
+    as_json: bool,
+    **device: Any,
+) -> int:
+    """Make a trained network fit a latency in one step.
+
+    Judges the channels of the weights as they are, solves for the best widths under the target, removes the others
+    physically, times the result in the runtime and corrects until measured meets the target. Without data the
+    channels are judged by their weights alone, and no accuracy is given.
+
+    \b
+      halp-iee prune --model resnet18 --latency-target 0.5
+      halp-iee prune --model resnet20 --data digits --weights dense.safetensors --latency-target 0.4 --finetune-epochs 5
+    """
+    from halp_iee import pipeline
+    from halp_iee.cli.assemble import device_choice, recipe
+    from halp_iee.errors import UsageError
+    from halp_iee.importance import CRITERIA, NEEDS_GRADIENTS
+    from halp_iee.run.job import Job
+
+    criterion = criterion or ("taylor_bn" if data else "magnitude_l2")
+    if criterion not in CRITERIA:
+        raise UsageError(f"unknown importance {criterion!r}", f"there are {', '.join(CRITERIA)}", "choose one of them")
+    if data is None and criterion in NEEDS_GRADIENTS:
+        raise UsageError(
+            f"cannot judge channels by {criterion} without data",
+            "it needs gradients of the loss",
+            "give --data, or --importance magnitude_l2",
+        )
+    if data is None and finetune_epochs:
+        raise UsageError(
+            "cannot fine-tune without data", "no --data was given", "give --data, or leave --finetune-epochs out"
+        )
+    chosen = recipe(None, epochs=max(1, finetune_epochs), batch_size=batch_size, lr=lr, seed=seed)
+    job = Job(
+        model=model,
+        data=data,
+        recipe=chosen,
+        target=target,
+        method="one-shot",
+        device=device_choice(**device),
+        seed=seed,
+        dense=False,
+        weights=weights,
+        input_shape=input_shape,
+        criterion=criterion,
+        solver=solver,
+        finetune_epochs=finetune_epochs,
+    )
+    done = pipeline.prune(job, out, Bars(), fresh)
+    return show.finished(done.result, as_json)

@@ -1,0 +1,399 @@
+"""Run a network once and record every operation that it really executes.
+
+The record is made below autograd and below every composite function, where all of a
+network's freedom (functional calls, raw parameters, control flow, containers) has
+become a plain list of tensor operations. Fake tensors, which have shapes but no
+data, make that cheap; a network that looks at the data is run on the real ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
+from torch.nn.modules import module as nn_module
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from halp_iee.errors import GraphError
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """Stands for the tensor with this value id in a recorded call."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One executed operation: its schema-bound arguments with tensors replaced by `Ref`."""
+
+    index: int
+    name: str
+    args: Mapping[str, Any]
+    outputs: tuple[int | None, ...]
+    module: str
+    overload: str
+    mutated: tuple[int, ...] = ()
+
+    @property
+    def refs(self) -> list[Ref]:
+        return [ref for value in self.args.values() for ref in refs_in(value)]
+
+
+@dataclass
+class Capture:
+    """What one run of the network executed.
+
+    Attributes:
+        calls: the operations in order.
+        shapes: shape of every value, by value id.
+        active: whether a value depends on the network's inputs, by value id.
+        sources: qualified names of the parameters and buffers that a value which does
+            not depend on the inputs was computed from, by value id.
+        tensors: value id of each parameter and buffer -> all its qualified names.
+        outputs: value ids of the tensors that the network returned.
+        fake: whether it ran on fake tensors.
+        first: index of the first call, so that two captures of one network can be told apart.
+    """
+
+    calls: list[Call] = field(default_factory=list)
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
+    active: list[bool] = field(default_factory=list)
+    sources: list[tuple[str, ...]] = field(default_factory=list)
+    tensors: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    outputs: tuple[int, ...] = ()
+    fake: bool = True
+    first: int = 0
+
+
+def refs_in(value: Any) -> Iterator[Ref]:
+    """The `Ref`s inside a recorded argument, in order."""
+    if isinstance(value, Ref):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from refs_in(item)
+
+
+def tensors_in(value: Any, _depth: int = 0) -> Iterator[Tensor]:
+    """The tensors inside any nest of containers, dataclasses and plain objects, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item, _depth + 1)
+    elif isinstance(value, (list, tuple, set)):
+        for item in value:
+            yield from tensors_in(item, _depth + 1)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for entry in fields(value):
+            yield from tensors_in(getattr(value, entry.name), _depth + 1)
+    elif hasattr(value, "__dict__") and _depth < 4 and not isinstance(value, (type, nn.Module)):
+        yield from tensors_in(vars(value), _depth + 1)
+
+
+def map_tensors(value: Any, fn: Callable[[Tensor], Any]) -> Any:
+    """The same nest of lists, tuples and dicts with `fn` applied to its tensors."""
+    if isinstance(value, Tensor):
+        return fn(value)
+    if isinstance(value, dict):
+        return {key: map_tensors(item, fn) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(map_tensors(item, fn) for item in value))
+    if isinstance(value, (list, tuple)):
+        return type(value)(map_tensors(item, fn) for item in value)
+    return value
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer under every one of its qualified names."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    named.update(model.named_buffers(remove_duplicate=False))
+    return named
+
+
+def skeleton(model: nn.Module) -> nn.Module:
+    """A copy of the module tree that shares every parameter and buffer with the original.
+
+    What a forward pass leaves behind in module attributes (caches, counters) then
+    stays in the copy.
+    """
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in named_tensors(model).values()}
+    return copy.deepcopy(model, memo)
+
+
+@contextlib.contextmanager
+def training_flags(model: nn.Module, training: bool) -> Iterator[None]:
+    """Put every submodule in train or eval mode and put each one's own flag back."""
+    before = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in before:
+            module.training = training
+        yield
+    finally:
+        for module, flag in before:
+            module.training = flag
+
+
+@contextlib.contextmanager
+def steady_randomness(model: nn.Module) -> Iterator[None]:
+    """Leave the random generators as they were."""
+    devices = {tensor.device for tensor in model.parameters() if tensor.device.type == "cuda"}
+    with torch.random.fork_rng(devices=sorted(device.index or 0 for device in devices)):
+        yield
+
+
+@contextlib.contextmanager
+def plain_attention() -> Iterator[None]:
+    """Without the fused encoder kernels, which hide what they do in one opaque operation."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+class ModuleStack:
+    """The qualified names of the modules whose forward is running, outermost first."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._names = {id(module): name for name, module in reversed(list(model.named_modules()))}
+        self._stack: list[tuple[int, str]] = []
+
+    @property
+    def current(self) -> str:
+        return self._stack[-1][1] if self._stack else ""
+
+    def _enter(self, module: nn.Module, _args: Any) -> None:
+        name = self._names.get(id(module))
+        if name is not None:
+            self._stack.append((id(module), name))
+
+    def _leave(self, module: nn.Module, _args: Any, _result: Any) -> None:
+        # On an exception this is not called: the stack then tells where it happened.
+        # A network that catches the exception itself leaves entries to be dropped here.
+        while any(entry == id(module) for entry, _ in self._stack):
+            if self._stack.pop()[0] == id(module):
+                return
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        handles = [
+            nn_module.register_module_forward_pre_hook(self._enter),
+            nn_module.register_module_forward_hook(self._leave),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def bind(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments by their schema names, with the schema's defaults."""
+    bound: dict[str, Any] = {}
+    for position, argument in enumerate(func._schema.arguments):
+        if position < len(args):
+            bound[argument.name] = args[position]
+        elif argument.name in kwargs:
+            bound[argument.name] = kwargs[argument.name]
+        else:
+            bound[argument.name] = argument.default_value if argument.has_default_value() else None
+    return bound
+
+
+class Recorder(TorchDispatchMode):
+    """Records every operation below it into a `Capture`."""
+
+    def __init__(self, capture: Capture, modules: ModuleStack) -> None:
+        super().__init__()
+        self.capture = capture
+        self.modules = modules
+        self._ids: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._sharing: dict[int, list[int]] = {}
+        self._storage_of: dict[int, int] = {}
+        self._constants: list[Tensor] = []
+
+    def add(self, tensor: Tensor, *, active: bool, sources: tuple[str, ...] = ()) -> int:
+        capture = self.capture
+        value = len(capture.shapes)
+        capture.shapes.append(tuple(tensor.shape))
+        capture.active.append(active)
+        capture.sources.append(sources)
+        self._ids[tensor] = value
+        with contextlib.suppress(RuntimeError, NotImplementedError):
+            storage = tensor.untyped_storage()._cdata
+            self._storage_of[value] = storage
+            self._sharing.setdefault(storage, []).append(value)
+        return value
+
+    def ref(self, tensor: Tensor) -> Ref:
+        value = self._ids.get(tensor)
+        if value is None:
+            self._constants.append(tensor)  # alive, or its id could be used again
+            value = self.add(tensor, active=False)
+        return Ref(value)
+
+    def value_of(self, tensor: Tensor) -> int | None:
+        return self._ids.get(tensor)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func.namespace == "prim":
+            return func(*args, **kwargs)
+        bound = {name: map_tensors(value, self.ref) for name, value in bind(func, args, kwargs).items()}
+        result = self.execute(func, args, kwargs, bound)
+        self.record(func, bound, result)
+        return result
+
+    def execute(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], bound: dict[str, Any]) -> Any:
+        return func(*args, **kwargs)
+
+    def record(self, func: Any, bound: dict[str, Any], result: Any) -> None:
+        capture = self.capture
+        returned = list(result) if isinstance(result, (list, tuple)) else [result]
+        if not any(isinstance(item, Tensor) for item in returned):
+            return
+        refs = [ref.id for value in bound.values() for ref in refs_in(value)]
+        active = any(capture.active[value] for value in refs)
+        sources = tuple(dict.fromkeys(name for value in refs for name in capture.sources[value]))
+        mutated: list[int] = []
+        for argument in func._schema.arguments:
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                mutated += [ref.id for ref in refs_in(bound[argument.name])]
+        # Whatever shares the storage now depends on what was written into it.
+        aliases = [
+            other
+            for value in mutated
+            if value in self._storage_of
+            for other in self._sharing[self._storage_of[value]]
+        ]
+        for value in aliases:
+            capture.active[value] |= active
+        outputs = tuple(
+            self.add(item, active=active, sources=() if active else sources) if isinstance(item, Tensor) else None
+            for item in returned
+        )
+        name = func._schema.name
+        capture.calls.append(
+            Call(
+                index=capture.first + len(capture.calls),
+                name=name[:-1] if mutated and name.endswith("_") else name,
+                args=bound,
+                outputs=outputs,
+                module=self.modules.current,
+                overload=str(func),
+                mutated=tuple(aliases),
+            )
+        )
+
+
+def fake_tensors(mode: FakeTensorMode, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A fake of each tensor; names that share a tensor share its fake."""
+    return {name: mode.from_tensor(tensor) for name, tensor in named.items()}
+
+
+def run(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    *,
+    mode: FakeTensorMode | None,
+    training: bool = False,
+    first: int = 0,
+    recorder: Callable[[Capture, ModuleStack], Recorder] = Recorder,
+) -> Capture:
+    """Run `model` once with `tensors` as its parameters and buffers, and record it.
+
+    Args:
+        model: run as it stands; see `skeleton` to protect its attributes.
+        args, kwargs: the inputs, fake when `mode` is given.
+        tensors: every parameter and buffer by qualified name.
+        mode: the fake-tensor mode that made them; None runs on real data.
+        training: whether to run in train mode.
+        recorder: how to record.
+    """
+    modules = ModuleStack(model)
+    capture = Capture(fake=mode is not None, first=first)
+    watcher = recorder(capture, modules)
+    names: dict[int, list[str]] = {}
+    for name, tensor in tensors.items():
+        names.setdefault(id(tensor), []).append(name)
+    for name, tensor in tensors.items():
+        if names[id(tensor)][0] == name:
+            everyone = tuple(names[id(tensor)])
+            capture.tensors[watcher.add(tensor, active=False, sources=everyone[:1])] = everyone
+    for tensor in tensors_in((args, kwargs)):
+        watcher.add(tensor, active=True)
+    with (
+        training_flags(model, training),
+        steady_randomness(model),
+        plain_attention(),
+        modules.watching(),
+        torch.no_grad(),
+        mode if mode is not None else contextlib.nullcontext(),
+        watcher,
+    ):
+        result = functional_call(model, dict(tensors), args, dict(kwargs), tie_weights=False)
+    found = (watcher.value_of(tensor) for tensor in tensors_in(result))
+    capture.outputs = tuple(value for value in found if value is not None)
+    return capture
+
+
+def capture_model(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, training: bool = False, first: int = 0
+) -> Capture:
+    """Record one forward pass: on fake tensors where the network allows it, else on real ones.
+
+    Raises:
+        GraphError: the network does not run on these inputs.
+    """
+    named = named_tensors(model)
+    for name, tensor in named.items():
+        if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
+            raise GraphError(
+                "The network cannot be traced", f"{name} has no shape yet (a lazy module)", "Run the network once first"
+            )
+    try:
+        copied = skeleton(model)
+    except Exception:  # whatever a module's own __deepcopy__ raises; tracing can do without
+        copied = model
+    try:
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        fake_args, fake_kwargs = map_tensors((args, dict(kwargs)), mode.from_tensor)
+        return run(copied, fake_args, fake_kwargs, fake_tensors(mode, named), mode=mode, training=training, first=first)
+    except Exception:  # anything may go wrong without data; the run with data decides
+        pass
+    buffers = {id(tensor): tensor.clone() for tensor in model.buffers()}
+    own = {name: buffers.get(id(tensor), tensor) for name, tensor in named.items()}
+    try:
+        copied = skeleton(model)
+    except Exception:
+        copied = model
+    try:
+        return run(copied, *copy.deepcopy((args, dict(kwargs))), own, mode=None, training=training, first=first)
+    except Exception as error:
+        raise GraphError(
+            "The network cannot be traced",
+            f"its forward pass failed with {type(error).__name__}: {first_line(error)}",
+            "Pass example inputs with which model(*example_inputs) runs in eval mode",
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, for a message of one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else "no message"

@@ -1,0 +1,214 @@
+"""From tied atoms to groups: which channels exist, which must go together, which must stay.
+
+The classes of tied atoms are the units. Two units are in one group when they appear
+in the same tensor axes equally often. Every axis is then a union of whole groups, so
+keeping any non-empty subset of each group leaves no axis empty and every axis's
+width is affine in the groups' widths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from torch import nn
+
+from halp_iee.graph.labels import Label, Labels
+from halp_iee.graph.records import ChannelGroup, Width
+
+
+@dataclass(frozen=True)
+class AxisUnits:
+    """Which unit of which group stands at each position of one tensor axis.
+
+    Attributes:
+        group: index into ``ChannelGraph.groups``; -1 where the position is always kept.
+        unit: index of the unit in its group; -1 likewise.
+    """
+
+    group: np.ndarray
+    unit: np.ndarray
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The groups of a network and where their units stand.
+
+    Attributes:
+        classes: the unit class of each atom.
+        group_of, unit_of: of each class; -1 where it is in no group.
+        axes: parameter or buffer name -> one entry an axis, None where nothing is labelled.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    classes: np.ndarray
+    group_of: np.ndarray
+    unit_of: np.ndarray
+    axes: Mapping[str, tuple[AxisUnits | None, ...]]
+    shared: tuple[tuple[str, ...], ...]
+
+    def units(self, atoms: np.ndarray) -> AxisUnits:
+        """The units at the positions of a labelled axis."""
+        known = np.where(atoms >= 0, self.classes[atoms], -1)
+        return AxisUnits(
+            np.where(known >= 0, self.group_of[known], -1), np.where(known >= 0, self.unit_of[known], -1)
+        )
+
+    def width(self, units: AxisUnits | None, size: int) -> Width:
+        """Channels on an axis as a function of the groups' widths."""
+        if units is None:
+            return Width(fixed=size)
+        found, counts = np.unique(units.group[units.group >= 0], return_counts=True)
+        terms = tuple(
+            (self.groups[group].name, self.groups[group].size, int(count) // self.groups[group].size)
+            for group, count in zip(found, counts, strict=True)
+        )
+        return Width(terms, int((units.group < 0).sum()))
+
+    def alive(self, keep: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """For every group, whether each of its units is kept."""
+        masks = []
+        for group in self.groups:
+            mask = np.ones(group.size, dtype=bool)
+            if group.name in keep:
+                mask[:] = False
+                mask[np.asarray(keep[group.name], dtype=np.int64)] = True
+            masks.append(mask)
+        return masks
+
+    def positions(self, keep: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray | None, ...]]:
+        """For every labelled tensor the positions kept on each axis; None where the axis is whole."""
+        alive = self.alive(keep)
+        starts = np.cumsum([0, *(len(mask) for mask in alive)])
+        flat = np.concatenate([*alive, [True]])
+        done: dict[int, np.ndarray | None] = {}
+
+        def kept(units: AxisUnits | None) -> np.ndarray | None:
+            if units is None:
+                return None
+            if id(units) not in done:
+                where = np.where(units.group >= 0, starts[units.group] + units.unit, len(flat) - 1)
+                mask = flat[where]
+                done[id(units)] = None if mask.all() else np.flatnonzero(mask)
+            return done[id(units)]
+
+        return {name: tuple(kept(units) for units in axes) for name, axes in self.axes.items()}
+
+
+def layer_of(parameter: str, modules: Mapping[str, nn.Module]) -> str:
+    """The module that a person would name for a parameter: its owner, if that is a layer of its own."""
+    owner, _, _ = parameter.rpartition(".")
+    if "parametrizations" in owner.split("."):
+        owner = owner.split(".parametrizations", 1)[0]
+        return owner or parameter
+    module = modules.get(owner)
+    if owner and module is not None and next(module.children(), None) is None:
+        return owner
+    return parameter
+
+
+def _merge(labels: Sequence[Labels]) -> np.ndarray:
+    """The connected component of each atom."""
+    count = labels[-1].atoms
+    pairs = [pair for one in labels for pair in one.ties if pair[0].size]
+    if not pairs:
+        return np.arange(count)
+    rows = np.concatenate([pair[0] for pair in pairs])
+    columns = np.concatenate([pair[1] for pair in pairs])
+    matrix = coo_matrix((np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=(count, count))
+    return connected_components(matrix, directed=False)[1]
+
+
+def _signatures(families: Sequence[np.ndarray], count: int) -> np.ndarray:
+    """A 64-bit fingerprint of the families, with multiplicity, in which each class appears."""
+    random = np.random.default_rng(0)
+    seeds = random.integers(1, 2**63, size=len(families), dtype=np.uint64) | np.uint64(1)
+    total = np.zeros(count, dtype=np.uint64)
+    for seed, family in zip(seeds, families, strict=True):
+        found, times = np.unique(family, return_counts=True)
+        mixed = seed * (times.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(1))
+        total[found] += mixed ^ (mixed >> np.uint64(29))
+    return total
+
+
+def form(labels: Sequence[Labels], model: nn.Module, channel_axes: Sequence[np.ndarray]) -> Structure:
+    """Make the groups of a network from its labels.
+
+    Args:
+        labels: of its captures; all share the atoms of parameters.
+        channel_axes: atoms of the activation axes whose widths must be affine in the groups' widths.
+    """
+    classes = _merge(labels)
+    count = int(classes.max()) + 1 if classes.size else 0
+    first = labels[0]
+    tensors: list[tuple[tuple[str, ...], Label]] = []
+    for value, names in first.capture.tensors.items():
+        label = first.of[value]
+        assert label is not None
+        tensors.append((names, label))
+
+    never = np.iinfo(np.int64).max
+    order = np.full(count, never)
+    made = np.full(count, never)
+    offset, makers = 0, [item for one in labels for item in one.produced]
+    for number, (atoms, _) in enumerate(makers):
+        np.minimum.at(order, classes[atoms], offset + np.arange(len(atoms)))
+        np.minimum.at(made, classes[atoms], number)
+        offset += len(atoms)
+
+    freezes = [freeze for one in labels for freeze in one.freezes]
+    why = np.full(count, len(freezes))
+    for number, freeze in enumerate(freezes):
+        np.minimum.at(why, classes[freeze.atoms], number)
+
+    families = [classes[axis.atoms] for _, label in tensors for axis in label if axis is not None]
+    seen: dict[int, np.ndarray] = {}
+    for atoms in [*channel_axes, *(atoms for one in labels for atoms in one.selected)]:
+        seen.setdefault(id(atoms), atoms)
+    families += [classes[atoms[atoms >= 0]] for atoms in seen.values()]
+    signature = _signatures(families, count)
+    signature = np.where(why < len(freezes), signature ^ np.uint64(0xD1B54A32D192ED03), signature)
+
+    units = np.flatnonzero(made < never)
+    units = units[np.argsort(order[units], kind="stable")]
+    group_of, unit_of = np.full(count, -1), np.full(count, -1)
+    numbers: dict[int, int] = {}
+    members: list[list[int]] = []
+    for unit in units.tolist():
+        number = numbers.setdefault(int(signature[unit]), len(numbers))
+        if number == len(members):
+            members.append([])
+        group_of[unit], unit_of[unit] = number, len(members[number])
+        members[number].append(unit)
+
+    modules = dict(model.named_modules(remove_duplicate=False))
+    carried: list[dict[str, None]] = [{} for _ in members]
+    for names, label in tensors:
+        for axis in label:
+            if axis is not None:
+                for number in np.unique(group_of[classes[axis.atoms]]).tolist():
+                    if number >= 0:
+                        carried[number][layer_of(names[0], modules)] = None
+    taken: dict[str, int] = {}
+    groups = []
+    for number, member in enumerate(members):
+        base = layer_of(makers[made[member[0]]][1], modules)
+        taken[base] = taken.get(base, 0) + 1
+        name = base if taken[base] == 1 else f"{base}#{taken[base]}"
+        cause = int(why[member].min())
+        reason = freezes[cause].reason if cause < len(freezes) else None
+        if reason is None and len(member) == 1:
+            reason = "its channels can only be removed all together"
+        groups.append(ChannelGroup(name, len(member), tuple(carried[number]), reason is None, reason))
+
+    structure = Structure(tuple(groups), classes, group_of, unit_of, {}, tuple(names for names, _ in tensors))
+    axes: dict[str, tuple[AxisUnits | None, ...]] = {}
+    for names, label in tensors:
+        labelled = tuple(None if axis is None else structure.units(axis.atoms) for axis in label)
+        labelled = tuple(None if u is None or (u.group < 0).all() else u for u in labelled)
+        if any(units is not None for units in labelled):
+            axes.update(dict.fromkeys(names, labelled))
+    return Structure(structure.groups, classes, group_of, unit_of, axes, structure.shared)

@@ -1,0 +1,231 @@
+"""Find the sizes that a network has hard-coded, by running it slim without data.
+
+Labels say what every tensor's shape will be once units are gone. Running the slim
+network shows where its own Python disagrees: a view with a written-down size, an
+assertion, a scale computed from a width. Each run goes on past what failed, with the
+shape it should have had, so one run finds all such places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from halp_iee.graph.capture import (
+    Call, Capture, ModuleStack, Recorder, fake_tensors, map_tensors, named_tensors, run, skeleton,
+)  # fmt: skip
+from halp_iee.graph.groups import Structure
+from halp_iee.graph.labels import Labels
+from halp_iee.slim.surgery import resize_attributes
+
+SHAPE_ARGUMENTS = frozenset({"size", "shape", "repeats", "split_size", "split_sizes", "start", "end", "step"})
+
+
+@dataclass
+class Failure:
+    """A place where the slim network does not do what the labels say.
+
+    Attributes:
+        call: the recorded call that differs.
+        axes: (value id, axis) of the outputs that came out in another size; empty when the call failed.
+        error: what happened, in one line.
+        module: where, when no call can be blamed.
+    """
+
+    call: Call | None
+    axes: tuple[tuple[int, int], ...]
+    error: str
+    module: str = ""
+
+
+class Diverged(Exception):
+    """The slim network executed other operations than the full one."""
+
+
+@dataclass
+class Trial:
+    failures: list[Failure] = field(default_factory=list)
+
+
+def expected_shapes(structure: Structure, labels: Labels, keep: Mapping[str, np.ndarray]) -> dict[int, tuple[int, ...]]:
+    """The shape of every value once only `keep` is left."""
+    alive = structure.alive(keep)
+    starts = np.cumsum([0, *(len(mask) for mask in alive)])
+    flat = np.concatenate([*alive, [True]])
+    count: dict[int, int] = {}
+    shapes: dict[int, tuple[int, ...]] = {}
+    kept_class = np.ones(len(structure.group_of) + 1, dtype=bool)
+    grouped = structure.group_of >= 0
+    kept_class[:-1][grouped] = flat[starts[structure.group_of[grouped]] + structure.unit_of[grouped]]
+    for value, shape in enumerate(labels.capture.shapes):
+        label = labels.of[value]
+        if label is None:
+            shapes[value] = shape
+            continue
+        sizes = list(shape)
+        for position, axis in enumerate(label):
+            if axis is not None:
+                if id(axis.atoms) not in count:
+                    known = np.where(axis.atoms >= 0, structure.classes[axis.atoms], -1)
+                    count[id(axis.atoms)] = int(kept_class[known].sum())
+                sizes[position] = count[id(axis.atoms)]
+        shapes[value] = tuple(sizes)
+    return shapes
+
+
+class Replayer(Recorder):
+    """Records the slim network beside the full one's record, mending what goes wrong."""
+
+    def __init__(
+        self, capture: Capture, modules: ModuleStack, full: Capture, shapes: Mapping[int, tuple[int, ...]], trial: Trial
+    ) -> None:
+        super().__init__(capture, modules)
+        self.full, self.shapes, self.trial = full, shapes, trial
+
+    @property
+    def position(self) -> int:
+        return len(self.capture.calls)
+
+    def execute(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], bound: dict[str, Any]) -> Any:
+        if not any("Tensor" in str(item.type) for item in func._schema.returns):
+            return func(*args, **kwargs)
+        if self.position >= len(self.full.calls):
+            raise Diverged
+        call = self.full.calls[self.position]
+        if call.overload != str(func):
+            raise Diverged
+        scalars = differing_scalars(call, bound)
+        error, result = None, None
+        try:
+            result = func(*args, **kwargs)
+        except Exception as caught:  # whatever an operation says about sizes that do not fit
+            error = str(caught).splitlines()[0] if str(caught) else type(caught).__name__
+        if error is None and scalars is None:
+            wrong = self.wrong_axes(call, result)
+            if not wrong:
+                return result
+            self.trial.failures.append(Failure(call, wrong, "another size than its channels say"))
+        else:
+            self.trial.failures.append(Failure(call, (), error or scalars or ""))
+            if error is None and not self.wrong_axes(call, result):
+                return result
+        return self.mended(call, result, args)
+
+    def wrong_axes(self, call: Call, result: Any) -> tuple[tuple[int, int], ...]:
+        returned = list(result) if isinstance(result, (list, tuple)) else [result]
+        wrong: list[tuple[int, int]] = []
+        if len(returned) != len(call.outputs):
+            return tuple((value, axis) for value in call.outputs if value is not None
+                         for axis in range(len(self.full.shapes[value])))  # fmt: skip
+        for value, item in zip(call.outputs, returned, strict=True):
+            if value is not None and isinstance(item, Tensor):
+                want = self.shapes[value]
+                if len(want) != item.ndim:
+                    wrong += [(value, axis) for axis in range(len(want))]
+                else:
+                    wrong += [(value, a) for a in range(item.ndim) if item.shape[a] != want[a]]
+        return tuple(wrong)
+
+    def mended(self, call: Call, result: Any, args: tuple[Any, ...]) -> Any:
+        """Outputs of the shapes that the labels say."""
+        like = next((t for t in _flat(result) if isinstance(t, Tensor)), None)
+        like = like if like is not None else next((t for t in _flat(args) if isinstance(t, Tensor)), None)
+        made: list[Any] = []
+        for value in call.outputs:
+            if value is None:
+                made.append(None)
+                continue
+            dtype = like.dtype if like is not None else torch.get_default_dtype()
+            device = like.device if like is not None else torch.device("cpu")
+            made.append(torch.zeros(self.shapes[value], dtype=dtype, device=device))
+        several = isinstance(result, (list, tuple)) or len(made) > 1
+        return (made if not isinstance(result, tuple) else tuple(made)) if several else made[0]
+
+
+def _flat(value: Any) -> list[Any]:
+    if isinstance(value, (list, tuple)):
+        return [one for item in value for one in _flat(item)]
+    return [value]
+
+
+def differing_scalars(call: Call, bound: Mapping[str, Any]) -> str | None:
+    """A number that the network computed from a width and used as a value."""
+    for name, value in call.args.items():
+        if name in SHAPE_ARGUMENTS:
+            continue
+        other = bound.get(name)
+        floats = isinstance(value, float) and isinstance(other, (int, float))
+        ints = isinstance(value, int) and isinstance(other, int) and name in ("other", "self", "exponent", "value")
+        if (floats or ints) and value != other and not (value != value and other != other):
+            return f"computes with the number {value}, which depends on a size"
+    return None
+
+
+def sample_keep(structure: Structure, seed: int) -> dict[str, np.ndarray]:
+    """Random units of every prunable group, in numbers that differ from group to group."""
+    random = np.random.default_rng(seed)
+    keep = {}
+    for group in structure.groups:
+        if group.prunable:
+            low, high = max(1, group.size // 4), max(1, (3 * group.size) // 4)
+            count = int(random.integers(low, high + 1))
+            keep[group.name] = np.sort(random.choice(group.size, size=count, replace=False))
+    return keep
+
+
+def attempt(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], structure: Structure, labels: Labels, seed: int
+) -> list[Failure]:
+    """Run the slim network once and list where it differs from what the labels say."""
+    keep = sample_keep(structure, seed)
+    if not keep:
+        return []
+    full = labels.capture
+    positions = structure.positions(keep)
+    shapes = expected_shapes(structure, labels, keep)
+    copied = skeleton(model)
+    named = named_tensors(copied)
+    mode = FakeTensorMode(allow_non_fake_inputs=True) if full.fake else None
+    sources = fake_tensors(mode, named) if mode is not None else {n: t.detach().clone() for n, t in named.items()}
+    tensors: dict[str, Tensor] = {}
+    by_source: dict[int, Tensor] = {}
+    for name, source in sources.items():
+        if id(source) not in by_source:
+            tensor = source
+            for axis, kept in enumerate(positions.get(name, ())):
+                if kept is not None:
+                    if mode is not None:
+                        size = list(tensor.shape)
+                        size[axis] = len(kept)
+                        with mode:
+                            tensor = torch.empty(size, dtype=tensor.dtype, device=tensor.device)
+                    else:
+                        tensor = tensor.index_select(axis, torch.as_tensor(kept, device=tensor.device))
+            by_source[id(source)] = tensor
+        tensors[name] = by_source[id(source)]
+    resize_attributes(copied, model, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    inputs = map_tensors((args, dict(kwargs)), mode.from_tensor if mode is not None else torch.clone)
+    trial = Trial()
+    watchers: list[Replayer] = []
+
+    def recorder(capture: Capture, modules: ModuleStack) -> Replayer:
+        watchers.append(Replayer(capture, modules, full, shapes, trial))
+        return watchers[-1]
+
+    try:
+        run(copied, *inputs, tensors, mode=mode, recorder=recorder)
+    except Exception as error:  # the network's own code may raise anything
+        diverged = isinstance(error, Diverged)
+        if diverged and not full.fake:
+            return trial.failures  # control flow follows the data, and slim data are other data
+        position = watchers[0].position
+        call = full.calls[position] if position < len(full.calls) else None
+        text = "takes another path" if diverged else (str(error).splitlines() or [type(error).__name__])[0]
+        trial.failures.append(Failure(call, (), text, watchers[0].modules.current))
+    return trial.failures

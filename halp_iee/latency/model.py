@@ -1,0 +1,173 @@
+"""From a table and a graph to the latency of a network at any widths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from halp_profiler.errors import TableError, UsageError
+from halp_profiler.kernel import TWO_SIDED, Kernel
+
+from halp_iee.latency.cost import LayerCost
+from halp_iee.latency.layers import Traced, Unmodelled, layers_of, unmodelled_of
+from halp_iee.latency.table import LatencyTable
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """``measured = scale * sum of layers + offset_ms``, fitted to whole networks.
+
+    Attributes:
+        scale: of every layer.
+        offset_ms: of a call, for what no layer stands for.
+        predicted_ms, measured_ms: the points; predicted by the layers alone.
+        residuals: (fitted - measured) / measured of each point.
+    """
+
+    scale: float
+    offset_ms: float
+    predicted_ms: tuple[float, ...]
+    measured_ms: tuple[float, ...]
+    residuals: tuple[float, ...]
+
+    @property
+    def worst(self) -> float:
+        """The largest relative residual."""
+        return max((abs(r) for r in self.residuals), default=0.0)
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One line of ``LatencyModel.describe``."""
+
+    name: str
+    kernel: str
+    c_in: int
+    c_out: int
+    dense_ms: float
+    share: float
+
+
+class LatencyModel:
+    """T(widths) = fixed_ms + sum over layers of T^l(c_in(widths), c_out(widths)), in ms per call.
+
+    Fewer channels can be slower, and then they are so here too.
+
+    Args:
+        graph: the traced network.
+        table: latencies of its kernels.
+
+    Attributes:
+        layers: one LayerCost a kernel that the table knows.
+        fixed_ms: what a call costs whatever the widths; 0 before calibration.
+        missing: kernels that are not in the table and are left to calibration (copies, pools, ...).
+        unmodelled: operations without a kernel, with the reason, likewise left to calibration.
+        calibration: the fit, or None.
+
+    Raises:
+        TableError: the table lacks one of the network's convolutions or matrix products, or does not cover its width.
+    """
+
+    def __init__(self, graph: Traced, table: LatencyTable) -> None:
+        costs: list[LayerCost] = []
+        missing: list[Kernel] = []
+        for layer in layers_of(graph):
+            if layer.kernel not in table and layer.kernel.op not in TWO_SIDED:
+                missing.append(layer.kernel)
+                continue
+            cost = LayerCost(layer.name, layer.c_in, layer.c_out, layer.kernel, table.surface(layer.kernel))
+            cost.ms(layer.c_in.full, layer.c_out.full)  # says now, not in the middle of a solve, what is not covered
+            costs.append(cost)
+        if not costs:
+            raise TableError(
+                "The network's latency cannot be predicted",
+                "none of its operations has a kernel" if not missing else "the table knows none of its kernels",
+                "Profile it with `halp-iee profile`",
+            )
+        self.layers: tuple[LayerCost, ...] = tuple(costs)
+        self.missing: tuple[Kernel, ...] = tuple(dict.fromkeys(missing))
+        self.unmodelled: tuple[Unmodelled, ...] = unmodelled_of(graph)
+        self.table = table
+        self.fixed_ms = 0.0
+        self.calibration: Calibration | None = None
+
+    @property
+    def source(self) -> str:
+        """``measured`` or ``modelled``: what the table is. What ``predict`` says is predicted from it."""
+        return self.table.source
+
+    @property
+    def dense_ms(self) -> float:
+        """Predicted latency with every group whole."""
+        return self.predict({})
+
+    def predict(self, widths: Mapping[str, int]) -> float:
+        """Predicted latency in ms at the groups' ``widths`` (name -> units); a group not named is whole.
+
+        Raises:
+            TableError: a width outside of what the table covers.
+        """
+        return self.fixed_ms + sum(float(c.ms(c.c_in(widths), c.c_out(widths))) for c in self.layers)
+
+    def calibrate(self, points: Sequence[tuple[Mapping[str, int], float]]) -> LatencyModel:
+        """Fits scale and offset to whole networks: ``measured_ms ~ scale * predicted_ms + offset_ms``.
+
+        The relative error is minimised, ``sum ((scale p + offset - m) / m)^2``, with the offset not negative.
+        With one point, or points that lie within 10% of each other, only the scale is fitted; from five
+        points on, those over three times the median error off are left out of a second fit.
+
+        Args:
+            points: (widths, measured ms) of networks that were built and timed in the runtime.
+
+        Returns:
+            A new model; this one stays as it is, and an earlier calibration is not built upon.
+
+        Raises:
+            UsageError: no points, or a latency that is not above 0.
+        """
+        measured = np.array([float(ms) for _, ms in points])
+        if not len(measured) or not np.all(np.isfinite(measured) & (measured > 0)):
+            raise UsageError(
+                "The latency model cannot be calibrated",
+                "there are no points" if not len(measured) else "a measured latency is not a number above 0",
+                "Measure at least the dense network",
+            )
+        raw = self._with(1.0, 0.0, None)
+        predicted = np.array([raw.predict(widths) for widths, _ in points])
+        scale, offset = _fit(predicted, measured)
+        error = np.abs(scale * predicted + offset - measured) / measured
+        good = error <= max(3 * float(np.median(error)), 1e-3)
+        if len(measured) >= 5 and not good.all():
+            scale, offset = _fit(predicted[good], measured[good])
+        residuals = (scale * predicted + offset - measured) / measured
+        fit = Calibration(scale, offset, tuple(predicted.tolist()), tuple(measured.tolist()), tuple(residuals.tolist()))
+        return self._with(scale, offset, fit)
+
+    def describe(self) -> tuple[LayerReport, ...]:
+        """Every layer's kernel, dense widths, dense latency in ms and share of the network's, in execution order."""
+        dense = self.dense_ms
+        return tuple(
+            LayerReport(c.name, c.kernel.key, c.c_in.full, c.c_out.full, c.dense_ms, c.dense_ms / dense if dense else 0.0)
+            for c in self.layers
+        )
+
+    def _with(self, scale: float, offset_ms: float, calibration: Calibration | None) -> LatencyModel:
+        other = object.__new__(LatencyModel)
+        other.layers = tuple(replace(c, scale=scale) for c in self.layers)
+        other.missing, other.unmodelled, other.table = self.missing, self.unmodelled, self.table
+        other.fixed_ms, other.calibration = offset_ms, calibration
+        return other
+
+
+def _fit(predicted: np.ndarray, measured: np.ndarray) -> tuple[float, float]:
+    """Scale and offset >= 0 of the least relative error."""
+    p = predicted / measured
+    scale_alone = float(p.sum() / (p @ p)) if (p @ p) > 0 else 1.0
+    if len(p) < 2 or np.ptp(predicted) < 0.1 * predicted.max():
+        return scale_alone, 0.0
+    A = np.stack([p, 1 / measured], 1)
+    (scale, offset), *_ = np.linalg.lstsq(A, np.ones(len(p)), rcond=None)
+    if scale <= 0 or offset < 0:
+        return scale_alone, 0.0
+    return float(scale), float(offset)

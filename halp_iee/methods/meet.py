@@ -1,0 +1,103 @@
+"""Meets a latency as it is measured, not as it is predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from halp_iee.errors import TargetError
+
+if TYPE_CHECKING:
+    from halp_iee.solve import Answer
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One network that was solved for, built and timed in the deployment runtime."""
+
+    budget_ms: float
+    measured_ms: float
+    answer: Answer
+
+
+@dataclass(frozen=True)
+class Band:
+    """Where a measured latency counts as met: between `low` and `high` of the target.
+
+    The upper edge leaves room for the run-to-run spread of the machine, so that the network
+    is still under its target when it is measured again at the end.
+    """
+
+    low: float = 0.97
+    high: float = 0.99
+
+
+def meet_as_measured(
+    solve_at: Callable[[float], Answer],
+    measure: Callable[[Answer], float],
+    target_ms: float,
+    *,
+    band: Band | None = None,
+    rounds: int = 8,
+) -> tuple[Trial, ...]:
+    """Solve, build, time, correct the budget, and solve again until measured meets the target.
+
+    The budget given to the solver is corrected by the ratio of measured to predicted of the
+    last trial, and kept between the largest budget that came out under the band and the
+    smallest that came out over it, so a staircase cannot make it swing for ever.
+
+    Args:
+        solve_at: the best structure under a predicted budget in ms.
+        measure: the latency of a structure, in ms, timed in the deployment runtime.
+        target_ms: what was asked for.
+        band: what counts as met; by default 0.97 to 0.99 of the target.
+        rounds: trials at the most.
+
+    Returns:
+        All trials in order of merit: those in or under the band first, slowest (fullest)
+        first; then those between the band and the target; then those over it.
+
+    Raises:
+        TargetError: no trial was at or under the target; says the fastest that was measured.
+    """
+    band = band or Band()
+    aim = target_ms * (band.low + 2 * band.high) / 3
+    budget, under, over = aim, 0.0, float("inf")
+    trials: list[Trial] = []
+    refused: TargetError | None = None
+    for _ in range(rounds):
+        try:
+            answer = solve_at(budget)
+        except TargetError as error:
+            refused, under = error, max(under, budget)  # the floor lies higher than this budget
+            if not trials or over == float("inf"):
+                raise
+            budget = (under + over) / 2
+            continue
+        measured = measure(answer)
+        trials.append(Trial(budget, measured, answer))
+        if band.low * target_ms <= measured <= band.high * target_ms:
+            break
+        if measured > band.high * target_ms:
+            over = min(over, budget)
+        else:
+            under = max(under, budget)
+        budget = aim * answer.latency_ms / measured
+        if not under < budget < over:
+            budget = (under + over) / 2 if over < float("inf") else under * 1.02
+        if over - under < 1e-3 * target_ms:
+            break  # the step that straddles the target cannot be split any further
+    # What lies between the band and the target is met, but may be over it when it is timed again.
+    safe = band.high * target_ms
+    met = sorted((t for t in trials if t.measured_ms <= target_ms), key=lambda t: (t.measured_ms > safe, -t.measured_ms))
+    missed = sorted((t for t in trials if t.measured_ms > target_ms), key=lambda t: t.measured_ms)
+    if not met:
+        fastest = missed[0].measured_ms
+        raise TargetError(
+            f"the target of {target_ms:.4g} ms was not met",
+            f"the fastest network found was measured at {fastest:.4g} ms"
+            + (f" and the solver reports: {refused.why}" if refused else ""),
+            f"ask for {fastest:.4g} ms or more",
+        )
+    return (*met, *missed)

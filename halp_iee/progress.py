@@ -1,0 +1,43 @@
+"""How long work tells that it goes on: a protocol, and the silent form of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+
+class Task(Protocol):
+    """One bar."""
+
+    def update(self, done: float, total: float | None = None, note: str = "") -> None:
+        """Report that `done` of `total` is done; `note` is a short word on the state."""
+
+
+class Progress(Protocol):
+    """Something that shows tasks."""
+
+    def task(self, name: str, total: float | None = None) -> _TaskContext:
+        """A context manager that gives a Task."""
+
+    def say(self, line: str) -> None:
+        """Show one line for good."""
+
+
+class _TaskContext(Protocol):
+    def __enter__(self) -> Task: ...
+    def __exit__(self, *exc: object) -> bool | None: ...
+
+
+class Silent:
+    """Shows nothing; the default in Python."""
+
+    def update(self, done: float, total: float | None = None, note: str = "") -> None:
+        """Nothing is shown."""
+
+    @contextmanager
+    def task(self, name: str, total: float | None = None) -> Iterator[Silent]:
+        yield self
+
+    def say(self, line: str) -> None:
+        """Nothing is shown."""

@@ -1,0 +1,118 @@
+"""One self-contained HTML file of a run: no network access, light and dark, phone, screen and print."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from halp_iee.errors import ArtifactError, UsageError
+from halp_iee.report import evidence, summary
+from halp_iee.report.text import esc, mapping
+
+# Whatever a run's strings might hold, the page loads nothing and talks to nobody.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+
+
+def write(data: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
+    """Write the report of a run.
+
+    Args:
+        data: ``result``, the document that ``train`` and ``prune`` print; and, as far as known,
+            ``layers`` [{name, dense_ms, slim_ms}], ``fixed_ms``,
+            ``groups`` [{name, size, kept, prunable, reason}],
+            ``calibration`` [{predicted_ms, measured_ms, before_ms}],
+            ``events`` [{kind: epoch, epoch, loss, test_top1, lr, phase} and
+            {kind: start, prune, grow or settle, step, latency_ms, iou, survival}],
+            ``table`` {device, source, points, held_out_error}, ``environment`` {name: value},
+            ``reproduce``, a command line. Top-1 and the errors are shares between 0 and 1. What is missing
+            or no number reads "not measured".
+        path: the file; replaced at once and whole.
+
+    Returns:
+        The path.
+
+    Raises:
+        UsageError: ``data`` holds no result.
+        ArtifactError: the file cannot be written.
+    """
+    page = render(data)
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(page, encoding="utf-8", errors="replace")
+        os.replace(temporary, target)
+    except OSError as error:
+        raise ArtifactError(
+            f"Cannot write the report {target}",
+            (error.strerror or str(error)).lower(),
+            "Choose a file in a folder that exists and that you may write to",
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    return target
+
+
+def render(data: Mapping[str, Any]) -> str:
+    """The page as text.
+
+    Raises:
+        UsageError: ``data`` holds no result.
+    """
+    if not isinstance(data, Mapping) or not isinstance(data.get("result"), Mapping):
+        raise UsageError("Cannot make a report", "there is no result in it", "Pass {'result': {...}}")
+    result = mapping(data["result"])
+    here = Path(__file__).parent
+    style = (here / "report.css").read_text(encoding="utf-8")
+    script = (here / "tip.js").read_text(encoding="utf-8")
+    body = "\n".join(
+        part
+        for part in (
+            summary.banners(result, mapping(data.get("table"))),
+            summary.heading(result),
+            summary.cards(result),
+            summary.side_by_side(result),
+            evidence.layers(data),
+            evidence.widths(data),
+            evidence.calibration(data),
+            evidence.prune_and_grow(data),
+            evidence.learning(data),
+            evidence.environment(data),
+            evidence.reproduce(data),
+        )
+        if part
+    )
+    title = f"{result.get('model') or 'A network'}: latency report"
+    version = result.get("version")
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{esc(title)}</title><style>\n{style}</style></head>\n<body><main>\n{body}\n"
+        f"<footer>Made by halp-iee{' ' + esc(version) if version else ''}. Measured means timed on the device, predicted "
+        "means summed from its latency table, modelled means computed from a datasheet.</footer></main>\n"
+        f'<div id="tip" role="tooltip" hidden></div><script type="application/json" id="result">{_json(result)}</script>'
+        f"<script>\n{script}</script></body></html>\n"
+    )
+
+
+def _json(result: Mapping[str, Any]) -> str:
+    """The result for programs that read the page; no text in it can end the element that holds it."""
+    dumped = json.dumps(_finite(result), default=str, ensure_ascii=True)
+    return dumped.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no NaN: what is not finite becomes null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return value

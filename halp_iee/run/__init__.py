@@ -1,0 +1,1 @@
+"""What one run asks for, and the directory that it leaves behind."""

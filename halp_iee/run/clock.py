@@ -1,0 +1,65 @@
+"""Times structures of one network in the deployment runtime: slim, export, run."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from halp_iee.export.onnx import export_onnx
+from halp_iee.measure.latency import measure_onnx
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from halp_iee.graph import ChannelGraph
+
+
+@dataclass
+class RuntimeClock:
+    """Measures a structure beside the dense network, so that a drift of the machine cancels.
+
+    A latency does not depend on the weights, so the networks are timed with those they have.
+
+    Attributes:
+        graph: of the dense network, which is slimmed afresh for every structure.
+        example: the inputs, with the batch that is to be timed.
+        threads: of the runtime.
+        seconds: least time spent on each network.
+    """
+
+    graph: ChannelGraph
+    example: Tensor
+    threads: int = 1
+    seconds: float = 1.0
+    _dense: bytes | None = field(default=None, repr=False)
+    _dense_ms: float | None = None
+
+    def _export(self, keep: Mapping[str, np.ndarray] | None) -> bytes:
+        model = self.graph.slim(keep) if keep is not None else copy.deepcopy(self.graph.model)
+        with tempfile.TemporaryDirectory() as folder:
+            return export_onnx(model, self.example, Path(folder) / "timed.onnx").path.read_bytes()
+
+    @property
+    def dense_ms(self) -> float:
+        """Latency of the dense network; measured once, and the scale of all others."""
+        if self._dense_ms is None:
+            self._dense = self._export(None)
+            self._dense_ms = self._time({"dense": self._dense})["dense"]
+        return self._dense_ms
+
+    def _time(self, files: Mapping[str, bytes]) -> dict[str, float]:
+        timings = measure_onnx(files, threads=self.threads, batch=len(self.example), seconds=self.seconds)
+        return {label: timing.median_ms for label, timing in timings.items()}
+
+    def __call__(self, keep: Mapping[str, np.ndarray]) -> float:
+        """Latency in ms of the network that keeps these units."""
+        dense_ms = self.dense_ms
+        assert self._dense is not None
+        now = self._time({"dense": self._dense, "slim": self._export(keep)})
+        return now["slim"] * dense_ms / now["dense"]

@@ -1,0 +1,96 @@
+"""What one run asks for."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from halp_iee.methods.iee import IEEConfig
+from halp_iee.run.target import Target
+
+if TYPE_CHECKING:
+    from halp_iee.train.recipe import Recipe
+
+DEFAULT_TARGET = Target(0.3, "fraction")
+
+
+@dataclass(frozen=True)
+class DeviceChoice:
+    """The device that the network must be fast on, and how it is timed.
+
+    Attributes:
+        name: `cpu` is the machine at hand; a GPU's name otherwise.
+        source: `measured` refuses a device that is not attached, `modelled` takes the datasheet
+            even if it is, `auto` measures where it can.
+        threads: CPU threads of the runtime.
+        batch: images in one call.
+        table: a latency table to use instead of finding or making one.
+        time_budget_s: how long the sweep may take; None: a minute for small inputs, three for large.
+        max_error: held-out error at which the sweep may stop sooner.
+    """
+
+    name: str = "cpu"
+    source: Literal["auto", "measured", "modelled"] = "auto"
+    threads: int = 1
+    batch: int = 1
+    table: str | None = None
+    time_budget_s: float | None = None
+    max_error: float = 0.02
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run, complete: the same job in the same directory goes on where it stopped.
+
+    Attributes:
+        model: as `--model`.
+        data: as `--data`; None for `prune` without data.
+        recipe: how the networks are trained.
+        target: the latency asked for.
+        method: `iee`, or `one-shot` for `prune`.
+        device: what the latency is for.
+        iee: IEE's settings; None chooses the stages to fit the length of the training.
+        seed: of everything that is random.
+        dense: whether the dense reference is trained as well.
+        weights: safetensors file with trained weights of the dense network, to start from.
+        input_shape: (C, H, W) where no data says it.
+        criterion: importance for `prune`.
+        solver: which solver decides.
+        finetune_epochs: epochs of training after a one-shot pruning.
+    """
+
+    model: str
+    data: str | None
+    recipe: Recipe
+    target: Target = DEFAULT_TARGET
+    method: Literal["iee", "one-shot"] = "iee"
+    device: DeviceChoice = field(default_factory=DeviceChoice)
+    iee: IEEConfig | None = None
+    seed: int = 0
+    dense: bool = True
+    weights: str | None = None
+    input_shape: tuple[int, ...] | None = None
+    criterion: str = "taylor_bn"
+    solver: str = "joint"
+    finetune_epochs: int = 0
+
+    def default_directory(self) -> Path:
+        """`runs/MODEL-DATA-TARGET[-DEVICE]`, in characters that any file system takes."""
+        parts = [Path(self.model.split(":")[0]).stem if ".py:" in self.model else self.model]
+        parts += [self.data.split(":")[0]] if self.data else []
+        parts += [str(self.target)] + ([self.device.name] if self.device.name != "cpu" else [])
+        parts += ["pruned"] if self.method == "one-shot" else []
+        return Path("runs") / re.sub(r"[^\w.+-]+", "_", "-".join(parts))
+
+    def config(self) -> dict[str, Any]:
+        """The job as JSON, for the run directory; where a run differs, it is another run."""
+        return {
+            "model": self.model, "data": self.data, "target": str(self.target), "method": self.method,
+            "seed": self.seed, "dense": self.dense, "weights": self.weights, "criterion": self.criterion,
+            "solver": self.solver, "finetune_epochs": self.finetune_epochs,
+            "input_shape": list(self.input_shape) if self.input_shape else None,
+            "device": asdict(self.device), "recipe": self.recipe.model_dump(mode="json"),
+            "iee": asdict(self.iee) if self.iee else None,
+        }  # fmt: skip

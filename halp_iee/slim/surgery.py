@@ -1,0 +1,182 @@
+"""Give a module tensors of another size, in place, and make its attributes agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from halp_iee.errors import GraphError
+
+if TYPE_CHECKING:
+    from halp_iee.graph.graph import ChannelGraph
+    from halp_iee.graph.records import Keep
+
+Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]
+
+WEIGHT_NAMES = (
+    "weight", "weight_v", "weight_orig", "parametrizations.weight.original1", "parametrizations.weight.original",
+)  # fmt: skip
+"""Where a layer keeps its weight: plain, or under weight norm and other parametrizations."""
+
+
+def _weight(shapes: Shapes) -> Shape | None:
+    return next((shapes[name] for name in WEIGHT_NAMES if name in shapes), None)
+
+
+def _convolution(module: Any, dense: Any, shapes: Shapes) -> None:
+    weight = _weight(shapes)
+    if weight is None:
+        return
+    outer = dense.in_channels if dense.transposed else dense.out_channels
+    # A removed unit of a grouped convolution is a whole group: channels per group stay.
+    groups = weight[0] // (outer // dense.groups) if dense.groups > 1 else 1
+    module.groups = groups
+    first, second = weight[0], weight[1] * groups
+    module.in_channels, module.out_channels = (first, second) if dense.transposed else (second, first)
+
+
+def _linear(module: Any, dense: Any, shapes: Shapes) -> None:
+    weight = _weight(shapes)
+    if weight is not None:
+        module.out_features, module.in_features = weight
+
+
+def _per_channel(module: Any, dense: Any, shapes: Shapes) -> None:
+    for name in ("weight", "running_mean"):
+        if name in shapes:
+            module.num_features = shapes[name][0]
+            return
+
+
+def _group_norm(module: Any, dense: Any, shapes: Shapes) -> None:
+    if "weight" in shapes:
+        module.num_channels = shapes["weight"][0]
+        module.num_groups = module.num_channels * dense.num_groups // dense.num_channels
+
+
+def _layer_norm(module: Any, dense: Any, shapes: Shapes) -> None:
+    if "weight" in shapes:
+        module.normalized_shape = shapes["weight"]
+
+
+def _prelu(module: Any, dense: Any, shapes: Shapes) -> None:
+    if "weight" in shapes:
+        module.num_parameters = shapes["weight"][0]
+
+
+def _embedding(module: Any, dense: Any, shapes: Shapes) -> None:
+    if "weight" in shapes:
+        module.num_embeddings, module.embedding_dim = shapes["weight"]
+
+
+ATTRIBUTES: tuple[tuple[type[nn.Module], Callable[[Any, Any, Shapes], None]], ...] = (
+    (nn.modules.conv._ConvNd, _convolution),
+    (nn.Linear, _linear),
+    (_NormBase, _per_channel),
+    (nn.GroupNorm, _group_norm),
+    (nn.LayerNorm, _layer_norm),
+    (nn.RMSNorm, _layer_norm),
+    (nn.PReLU, _prelu),
+    (nn.Embedding, _embedding),
+)
+"""Module class -> how its attributes follow from the shapes of its tensors."""
+
+
+def resize_attributes(module: nn.Module, dense: nn.Module, shapes: Shapes) -> None:
+    """Make every submodule's size attributes agree with the shapes of its tensors.
+
+    Args:
+        module: changed in place.
+        dense: a module of the same structure whose attributes have the full sizes.
+        shapes: of every parameter and buffer, by qualified name.
+    """
+    local: dict[str, dict[str, Shape]] = {}
+    for name, shape in shapes.items():
+        owner, _, leaf = name.rpartition(".")
+        local.setdefault(owner, {})[leaf] = shape
+        marker = "parametrizations."
+        if marker in owner:
+            outer, _, rest = owner.rpartition(marker)
+            local.setdefault(outer.rstrip("."), {})[f"{marker}{rest}.{leaf}"] = shape
+    originals = dict(dense.named_modules(remove_duplicate=False))
+    for name, submodule in module.named_modules(remove_duplicate=False):
+        if name not in local:
+            continue
+        for kind, resize in ATTRIBUTES:
+            if isinstance(submodule, kind):
+                resize(submodule, originals[name], local[name])
+                break
+
+
+def narrow(tensor: Tensor, positions: tuple[np.ndarray | None, ...]) -> Tensor:
+    """The entries of a tensor at the given positions of each axis."""
+    for axis, kept in enumerate(positions):
+        if kept is not None:
+            tensor = tensor.index_select(axis, torch.as_tensor(kept, device=tensor.device))
+    return tensor
+
+
+def put(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """Replace one parameter or buffer of a module by qualified name, as the same kind of thing."""
+    owner_name, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(owner_name)
+    # setattr, not the dictionary: recurrent layers keep a second list of their weights.
+    setattr(owner, leaf, tensor)
+
+
+def slim_(
+    module: nn.Module, graph: ChannelGraph, keep: Keep, tensors: Mapping[str, Tensor] | None = None
+) -> None:
+    """Give `module` the sizes that `keep` says, in place; full again with ``keep={}`` and full tensors.
+
+    Args:
+        module: of the structure of ``graph.model``, at any size.
+        graph: of the full network.
+        keep: group name -> units that stay.
+        tensors: where the values come from, by qualified name; each either full (its
+            kept entries are taken) or already of the wanted size. Default: the module's own.
+
+    Raises:
+        GraphError: `keep` is not valid, or a tensor is missing or of neither size.
+    """
+    positions = graph.positions(keep)
+    own = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers(remove_duplicate=False))}
+    shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
+    made: dict[tuple[str, ...], Tensor] = {}
+    for names in graph.shared_names:
+        if names[0] not in positions:
+            continue
+        full = graph.full_shapes[names[0]]
+        kept = positions[names[0]]
+        want = tuple(size if one is None else len(one) for size, one in zip(full, kept, strict=True))
+        if names[0] not in own:
+            raise GraphError("The network cannot be resized", f"it has no tensor {names[0]}", "Pass a module of the traced network's class")  # fmt: skip
+        current = own[names[0]]
+        source = current if tensors is None else next((tensors[n] for n in names if n in tensors), current)
+        if tuple(source.shape) == full:
+            value = narrow(source.detach(), kept)
+        elif tuple(source.shape) == want:
+            value = source.detach()
+        else:
+            raise GraphError(
+                "The network cannot be resized",
+                f"{names[0]} has shape {tuple(source.shape)}, but {full} (full) or {want} (slim) is needed",
+                "Pass full-sized values in `tensors`",
+            )
+        value = value.to(device=current.device, dtype=current.dtype)
+        if value.data_ptr() == source.data_ptr() and source is not current and value.device.type != "meta":
+            value = value.clone()
+        made[names] = value
+    for names, value in made.items():
+        current = own[names[0]]
+        replacement = nn.Parameter(value, requires_grad=current.requires_grad) if isinstance(current, nn.Parameter) else value  # fmt: skip
+        for name in names:
+            put(module, name, replacement)
+            shapes[name] = tuple(value.shape)
+    resize_attributes(module, graph.model, shapes)

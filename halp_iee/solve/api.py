@@ -1,0 +1,157 @@
+"""``solve``: state the problem, choose a solver, check the answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from halp_iee.errors import TargetError, UsageError
+from halp_iee.graph.records import Keep
+from halp_iee.solve.answer import Answer, relative_gap
+from halp_iee.solve.build import Limit, build
+from halp_iee.solve.floor import find_floor
+from halp_iee.solve.halp import solve_halp
+from halp_iee.solve.joint import Solved, bound_importance, solve_joint
+from halp_iee.solve.problem import Problem
+from halp_iee.solve.verify import verify
+
+SOLVERS = ("joint", "halp", "cp-sat")
+
+
+def solve(
+    cost: Any,
+    importance: Mapping[str, Any],
+    budget_ms: float,
+    solver: str = "joint",
+    *,
+    active: Keep | None = None,
+    standing: Keep | None = None,
+    min_units: Limit = 1,
+    max_units: Limit = None,
+    steps: Limit = 1,
+    tolerance: float = 1e-4,
+    as_published: bool = False,
+    resolution_ms: float | None = None,
+    time_limit_s: float = 30.0,
+) -> Answer:
+    """Choose the units to keep: the most importance whose latency is within the budget.
+
+    The arguments up to ``steps`` are those of ``build``.
+
+    Args:
+        solver: ``joint`` (default; exact latency of every layer, with a tight bound), ``halp`` (the paper's
+            knapsack) or ``cp-sat`` (OR-Tools; a cross-check for networks of modest size).
+        tolerance: ``joint`` stops working on the answer once its gap is at most this.
+        as_published: ``halp`` only: the paper's single shot, which may miss the budget.
+        resolution_ms: ``halp`` only: what one unit of the knapsack's capacity is worth.
+        time_limit_s: ``cp-sat`` only.
+
+    Returns:
+        The answer, checked by ``verify``. A budget of the dense latency or more keeps everything.
+
+    Raises:
+        UsageError: bad input, with the offending name and value.
+        TargetError: the budget is under the floor, which is said.
+    """
+    if solver not in SOLVERS:
+        raise UsageError("the solver is not known", f"{solver!r}", f"Choose one of {', '.join(SOLVERS)}")
+    start = time.perf_counter()
+    problem = build(
+        cost, importance, budget_ms, active=active, standing=standing,
+        min_units=min_units, max_units=max_units, steps=steps,
+    )  # fmt: skip
+    solved = solve_problem(
+        problem, solver, tolerance=tolerance, as_published=as_published,
+        resolution_ms=resolution_ms, time_limit_s=time_limit_s,
+    )  # fmt: skip
+    answer = to_answer(problem, cost, solved, solver, time.perf_counter() - start)
+    verify(
+        answer, cost, importance, active=active, standing=standing,
+        within_budget=not (as_published and solver == "halp"),
+    )  # fmt: skip
+    return answer
+
+
+def solve_problem(
+    problem: Problem,
+    solver: str,
+    *,
+    tolerance: float = 1e-4,
+    as_published: bool = False,
+    resolution_ms: float | None = None,
+    time_limit_s: float = 30.0,
+) -> Solved:
+    """The same for a stated problem, without the check."""
+    most = problem.most
+    if problem.predict_ms(most) <= problem.budget_ms:
+        value = problem.value(most)
+        return Solved(most, value, value)
+    if not problem.groups:
+        _raise_under_floor(problem, problem.predict_ms(most), None)
+    if solver == "halp":
+        widths = solve_halp(problem, resolution_ms=resolution_ms, as_published=as_published)
+        bound = bound_importance(problem)
+        if widths is not None:
+            return Solved(widths, problem.value(widths), max(bound, problem.value(widths)))
+        solved = None
+    elif solver == "cp-sat":
+        from halp_iee.solve.cp_sat import solve_cp_sat  # OR-Tools is not needed otherwise
+
+        solved = solve_cp_sat(problem, time_limit_s=time_limit_s)
+    else:
+        solved = solve_joint(problem, tolerance)
+    if solved is not None:
+        return solved
+    floor = find_floor(problem)
+    if floor.reached_ms > problem.budget_ms:
+        _raise_under_floor(problem, floor.reached_ms, floor.least_ms)
+    value = problem.value(floor.widths)
+    return Solved(floor.widths, value, max(bound_importance(problem), value))
+
+
+def floor_ms(
+    cost: Any,
+    importance: Mapping[str, Any],
+    *,
+    active: Keep | None = None,
+    standing: Keep | None = None,
+    min_units: Limit = 1,
+    max_units: Limit = None,
+    steps: Limit = 1,
+) -> float:
+    """The least latency in ms that the admissible widths reach; arguments as for ``solve``."""
+    problem = build(
+        cost, importance, 1.0, active=active, standing=standing,
+        min_units=min_units, max_units=max_units, steps=steps,
+    )  # fmt: skip
+    return find_floor(problem).reached_ms
+
+
+def to_answer(problem: Problem, cost: Any, solved: Solved, solver: str, seconds: float) -> Answer:
+    keep = problem.keep(solved.widths)
+    widths = {name: len(units) for name, units in keep.items()}
+    return Answer(
+        keep=keep,
+        widths=widths,
+        latency_ms=float(cost.predict(widths)),
+        value=solved.value,
+        bound=solved.bound,
+        gap=relative_gap(solved.value, solved.bound),
+        seconds=seconds,
+        solver=solver,
+        budget_ms=problem.budget_ms,
+    )
+
+
+def _raise_under_floor(problem: Problem, floor: float, least: float | None) -> None:
+    share = floor / problem.dense_ms if problem.dense_ms > 0.0 else np.nan
+    proved = "" if least is None or least >= floor * (1.0 - 1e-6) else f" (proved: not under {least:.6g} ms)"
+    raise TargetError(
+        "the latency target cannot be met",
+        f"the budget is {problem.budget_ms:.6g} ms, and the least that the widths allow is {floor:.6g} ms, "
+        f"{share:.3f} of the dense {problem.dense_ms:.6g} ms{proved}",
+        f"Ask for at least {floor * 1.0001:.6g} ms ({share * 1.0001:.4f} of dense), or allow smaller widths",
+    )

@@ -1,0 +1,123 @@
+"""The Lagrangian dual: the certificate, and the widths it suggests.
+
+    D(lambda) = max_k sum_g V_g(k_g) - lambda (T(k) - budget)
+
+is at least the best importance for every lambda >= 0, exact or optimistic T and V alike. It is convex,
+and every evaluation gives a line that supports it, so the least of it lies where two lines cross.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from halp_iee.solve.eliminate import Elimination
+from halp_iee.solve.network import Cells
+
+_ITERATIONS = 50
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """One minimiser over cells: its cells, value and latency (optimistic where cells are wide)."""
+
+    price: float
+    cells: np.ndarray
+    value: float
+    latency_ms: float
+
+
+@dataclass(frozen=True, eq=False)
+class DualResult:
+    """The least D found, the price lambda (importance a ms) that gave it, and the choices on the way.
+
+    ``bound`` is -inf when even the least latency is over the budget: then nothing is feasible.
+    """
+
+    bound: float
+    price: float
+    path: tuple[Choice, ...]
+    least_ms: float
+
+
+class Oracle:
+    """Minimises price * latency - value over one set of cells."""
+
+    def __init__(self, cells: Cells, cap: int) -> None:
+        self.cells = cells
+        groups = range(len(cells.network.variables))
+        self._pairs = [scope for scope in cells.latencies if len(scope) == 2]
+        self._singles = [
+            cells.latencies.get((v,), np.zeros(cells.sizes[v])) for v in groups
+        ]
+        self.elimination = Elimination(cells, [(v,) for v in groups] + self._pairs, cap)
+
+    def tables(self, price: float) -> list[np.ndarray]:
+        """The tables whose sum is to be minimised; price inf means latency alone."""
+        if math.isinf(price):
+            return self._singles + [self.cells.latencies[scope] for scope in self._pairs]
+        singles = [price * table - value for table, value in zip(self._singles, self.cells.values, strict=True)]
+        return singles + [price * self.cells.latencies[scope] for scope in self._pairs]
+
+    def choose(self, price: float) -> tuple[float, Choice]:
+        """The least sum, without ``constant_ms``, and a choice that reaches it."""
+        least, cells = self.elimination.minimise(self.tables(price))
+        value = float(sum(values[i] for values, i in zip(self.cells.values, cells, strict=True)))
+        latency = self.cells.network.constant_ms + sum(
+            float(table[tuple(cells[v] for v in scope)]) for scope, table in self.cells.latencies.items()
+        )
+        return least, Choice(price, cells, value, latency)
+
+    def reach(self, price: float, budget_ms: float) -> list[np.ndarray]:
+        """Per variable and cell, a bound on the importance of any widths within the budget that use it."""
+        marginals = self.elimination.marginals(self.tables(price))
+        return [price * (budget_ms - self.cells.network.constant_ms) - least for least in marginals]
+
+    def points(self, choice: Choice) -> np.ndarray:
+        """Grid indices of the groups at the last width of each chosen cell."""
+        count = len(self.cells.network.problem.groups)
+        return np.array([self.cells.last(g)[choice.cells[g]] for g in range(count)], dtype=np.int64)
+
+    def first_points(self, choice: Choice) -> np.ndarray:
+        """The same at the first width of each cell."""
+        count = len(self.cells.network.problem.groups)
+        return np.array([self.cells.starts[g][choice.cells[g]] for g in range(count)], dtype=np.int64)
+
+
+def minimise_dual(oracle: Oracle, budget_ms: float) -> DualResult:
+    """Find the price at which D is least."""
+    constant_ms = oracle.cells.network.constant_ms
+    least, cheap = oracle.choose(math.inf)
+    least_ms = constant_ms + least
+    top = float(sum(values[-1] for values in oracle.cells.values))
+    if least_ms > budget_ms:
+        return DualResult(-math.inf, math.inf, (cheap,), least_ms)
+
+    def dual(price: float) -> tuple[float, Choice]:
+        least, choice = oracle.choose(price)
+        return price * (budget_ms - constant_ms) - least, choice
+
+    bound, rich = dual(0.0)
+    best_price, path = 0.0, [cheap, rich]
+    bound = min(bound, top)
+    if rich.latency_ms <= budget_ms:
+        return DualResult(bound, 0.0, tuple(path), least_ms)
+    for _ in range(_ITERATIONS):
+        spread = rich.latency_ms - cheap.latency_ms
+        if spread <= 0.0 or rich.value <= cheap.value:
+            break
+        price = (rich.value - cheap.value) / spread
+        crossing = rich.value - price * (rich.latency_ms - budget_ms)
+        found, choice = dual(price)
+        path.append(choice)
+        if found < bound:
+            bound, best_price = found, price
+        if found <= crossing + 1e-10 * max(abs(crossing), abs(found)):
+            break
+        if choice.latency_ms > budget_ms:
+            rich = choice
+        else:
+            cheap = choice
+    return DualResult(bound, best_price, tuple(path), least_ms)

@@ -1,0 +1,152 @@
+"""The published solver: a knapsack over single units, each with the latency it adds at today's inputs.
+
+    R_j = T(p_in, j) - T(p_in, j - 1),   1 <= j <= p_out                               (1)
+
+p_in is held at the current widths, so each group's modelled latency depends on its own width alone and
+the problem falls apart into a knapsack whose items (units in order of importance) are taken only with
+all more important ones. That is a choice of one prefix a group, a multiple-choice knapsack, and solving
+it as such makes negative R_j (fewer channels can be slower) ordinary: a prefix is worth its total.
+
+Source: IEE, appendix section 4, equations (1) and (2); HALP (Shen et al., NeurIPS 2022), section 3.
+
+Deviations:
+  * The reference takes items one by one and keeps a slack for negative ones; prefixes need no slack.
+  * Latencies are rounded up a prefix, not an item, to ``resolution_ms``.
+  * What the knapsack believes is not what the network costs, because p_in moves. The knapsack's table
+    holds its answer for every smaller capacity too, so the best of those whose *true* latency is within the
+    budget is returned. ``as_published=True`` returns the one shot instead, whatever it truly costs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from halp_iee.solve.problem import Problem
+
+_CAPACITY = 10_000
+
+
+@dataclass(frozen=True, eq=False)
+class Knapsack:
+    """The filled table of a multiple-choice knapsack.
+
+    Attributes:
+        weights: per group, what each of its options weighs, in whole units, least 0.
+        options: per group, index into its widths of each option.
+        best: most importance for every capacity, shape (capacity + 1,).
+        taken: option taken at every capacity, shape (groups, capacity + 1).
+    """
+
+    weights: tuple[np.ndarray, ...]
+    options: tuple[np.ndarray, ...]
+    best: np.ndarray
+    taken: np.ndarray
+
+    def choice(self, capacity: int) -> np.ndarray:
+        """Index into each group's widths, shape (groups,), for one capacity."""
+        chosen = np.zeros(len(self.weights), dtype=np.int64)
+        for g in range(len(self.weights) - 1, -1, -1):
+            option = self.taken[g, capacity]
+            chosen[g] = self.options[g][option]
+            capacity -= int(self.weights[g][option])
+        return chosen
+
+
+def fill_knapsack(weights: list[np.ndarray], values: list[np.ndarray], capacity: int) -> Knapsack:
+    """Take exactly one option a group, most value within the capacity, for every capacity up to it.
+
+    Args:
+        weights: per group, whole and not negative, the least of them 0.
+        values: per group, as many.
+    """
+    best = np.zeros(capacity + 1)
+    taken = np.zeros((len(weights), capacity + 1), dtype=np.int32)
+    kept_weights, kept_options = [], []
+    for g, (weight, value) in enumerate(zip(weights, values, strict=True)):
+        # An option that weighs no less and is worth no more than another never helps.
+        order = np.lexsort((-value, weight))
+        front = order[np.flatnonzero(np.diff(np.maximum.accumulate(value[order]), prepend=-np.inf) > 0.0)]
+        front = front[weight[front] <= capacity]
+        kept_weights.append(weight[front])
+        kept_options.append(front)
+        following = best + value[front[0]]
+        for option, index in enumerate(front[1:], start=1):
+            start = int(weight[index])
+            candidate = best[: capacity + 1 - start] + value[index]
+            better = candidate > following[start:]
+            following[start:][better] = candidate[better]
+            taken[g, start:][better] = option
+        best = following
+    return Knapsack(tuple(kept_weights), tuple(kept_options), best, taken)
+
+
+def modelled_ms(problem: Problem, current: np.ndarray) -> list[np.ndarray]:
+    """Per group, latency in ms at each of its widths less that at the current one, p_in held.
+
+    A layer counts for the groups on its output; where the same group is on its input too (depthwise),
+    both sides follow. Layers whose output is not decided cost what they cost now.
+    """
+    curves = []
+    for g, group in enumerate(problem.groups):
+        curve = np.zeros(len(group.widths))
+        moved = np.tile(current, (len(group.widths), 1))
+        moved[:, g] = group.widths
+        for layer in problem.layers:
+            if g not in {index for index, _ in layer.c_out.terms}:
+                continue
+            same = layer.c_in.terms == layer.c_out.terms
+            c_in = layer.c_in.channels(moved if same else current[None, :])
+            at = layer.ms(c_in, layer.c_out.channels(moved))
+            now = layer.ms(layer.c_in.channels(current[None, :]), layer.c_out.channels(current[None, :]))
+            curve = curve + at - now
+        curves.append(curve)
+    return curves
+
+
+def solve_halp(
+    problem: Problem, *, resolution_ms: float | None = None, as_published: bool = False
+) -> np.ndarray | None:
+    """Widths, shape (groups,), or None when no capacity of the knapsack is truly within the budget.
+
+    Args:
+        resolution_ms: what one unit of capacity is worth; default one 10,000th of the range.
+        as_published: the one shot, whose true latency may lie on either side of the budget.
+    """
+    grow = any(group.standing for group in problem.groups)
+    current = np.array([group.standing for group in problem.groups]) if grow else problem.most
+    current = np.maximum(current, problem.least)
+    curves = modelled_ms(problem, current)
+    lows = [float(curve.min()) for curve in curves]
+    base_ms = float(problem.latency_ms(current)) + sum(lows)
+    reach_ms = sum(float(curve.max()) - low for curve, low in zip(curves, lows, strict=True))
+    room_ms = problem.allowance_ms - base_ms
+    if not as_published:
+        # p_in shrinks with the rest, so the true latency may allow more than the model believes.
+        room_ms = reach_ms
+    room_ms = min(max(room_ms, 0.0), reach_ms)
+    unit_ms = resolution_ms if resolution_ms is not None else max(room_ms / _CAPACITY, 1e-300)
+    capacity = int(np.floor(room_ms / unit_ms * (1.0 + 1e-12)))
+    weights = [
+        np.ceil((curve - low) / unit_ms * (1.0 - 1e-12)).astype(np.int64)
+        for curve, low in zip(curves, lows, strict=True)
+    ]
+    # Rounding up may weigh the dense network over a capacity that was rounded down.
+    capacity = capacity if as_published else min(capacity + len(weights), sum(int(w.max()) for w in weights))
+    knapsack = fill_knapsack(weights, [group.values for group in problem.groups], capacity)
+
+    def widths_at(size: int) -> np.ndarray:
+        indices = knapsack.choice(size)
+        return np.array([group.widths[i] for group, i in zip(problem.groups, indices, strict=True)])
+
+    if as_published:
+        return widths_at(capacity)
+    # Where the value does not change, neither does the choice worth having.
+    sizes = np.flatnonzero(np.diff(knapsack.best, prepend=-np.inf) > 0.0)
+    for chunk in np.array_split(sizes[::-1], max(1, len(sizes) // 256)):
+        candidates = np.array([widths_at(int(size)) for size in chunk])
+        first = problem.first_within(candidates)
+        if first is not None:
+            return candidates[first]
+    return None

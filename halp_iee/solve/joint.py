@@ -1,0 +1,228 @@
+"""The default solver: every layer's true T(c_in, c_out), with a proof of how good the answer is.
+
+1. The Lagrangian dual, solved exactly by dynamic programming, bounds the importance; the widths on its
+   path, mended and improved by local moves, give answers.
+2. While bound and answer are apart: every width whose best possible importance (its min-marginal in the
+   dual) does not exceed the answer is ruled out, so the cells of what is left become finer and the bound
+   falls; where that stalls, the widths of one group are split in two (branch and bound, best first);
+   where few combinations are left, they are all tried.
+
+Work is counted in table entries, not in seconds, so the answer does not depend on the machine's load.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from halp_iee.solve.dual import DualResult, Oracle, minimise_dual
+from halp_iee.solve.eliminate import elimination_order
+from halp_iee.solve.network import Network, compile_network, cut, even_starts, restrict
+from halp_iee.solve.problem import Problem
+from halp_iee.solve.search import Search
+
+_PASS_WORK = 3_000_000
+"""Table entries of one pass of the elimination: about 15 ms."""
+_TOTAL_WORK = 200_000_000
+"""Table entries after which no further node is opened: about a second."""
+_NODE_WORK = 1_500_000
+"""What a node costs besides its passes, in the same measure."""
+_ENUMERATE = 100_000
+"""Combinations that are tried one by one."""
+_EPSILON = 1e-10
+"""Improvements smaller than this share are not looked for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Solved:
+    """Widths, shape (groups,), and a bound on the importance of any others within the budget."""
+
+    widths: np.ndarray
+    value: float
+    bound: float
+
+
+def coarse_oracle(network: Network, work: int = _PASS_WORK) -> Oracle:
+    """The finest cells with which one pass stays within ``work``.
+
+    Variables in sums are coarsened last: the sum of two intervals is wider than either, so wide cells
+    lose more there.
+    """
+    tied = network.in_relations
+    longest = max(len(variable.grid) for variable in network.variables)
+    levels = [longest] + [most for most in (512, 256, 128, 96, 64, 48, 32, 24, 16, 12, 8) if most < longest]
+    scopes = [(v,) for v in range(len(network.variables))]
+    scopes += [scope for scope in network.latencies if len(scope) == 2]
+    for tied_most in levels:
+        for most in levels:
+            starts = tuple(
+                even_starts(variable, tied_most if v in tied else most)
+                for v, variable in enumerate(network.variables)
+            )
+            if elimination_order([len(start) for start in starts], scopes, network.relations)[1] <= work:
+                return Oracle(cut(network, starts), cap=work)
+            if tied_most < longest and most <= 16:
+                break
+    # Too wide even so: keep moderate cells and minimise in parts.
+    starts = tuple(even_starts(variable, 64) for variable in network.variables)
+    return Oracle(cut(network, starts), cap=work // 8)
+
+
+def bound_importance(problem: Problem) -> float:
+    """An upper bound on the importance of any widths within the budget."""
+    result = minimise_dual(coarse_oracle(compile_network(problem)), problem.ceiling_ms)
+    return result.bound if math.isfinite(result.bound) else problem.value(problem.most)
+
+
+def solve_joint(
+    problem: Problem, tolerance: float = 1e-4, total_work: int = _TOTAL_WORK, enumerate_at: int = _ENUMERATE
+) -> Solved | None:
+    """Maximise importance under the exact latency; None when no widths within the budget were found."""
+    network = compile_network(problem)
+    branch = _Branch(problem, Search(network), enumerate_at)
+    bound = branch.run(network, tolerance, total_work)
+    if branch.point is None:
+        return None
+    return Solved(branch.search.widths(branch.point), branch.value, max(bound, branch.value))
+
+
+class _Branch:
+    """The best answer so far, and the nodes that may hold a better one."""
+
+    def __init__(self, problem: Problem, search: Search, enumerate_at: int) -> None:
+        self.problem = problem
+        self.search = search
+        self.enumerate_at = enumerate_at
+        self.point: np.ndarray | None = None
+        self.value = -math.inf
+        self.work = 0
+
+    def run(self, network: Network, tolerance: float, total_work: int) -> float:
+        """Open nodes, the most promising first; returns the bound."""
+        top = self.problem.value(self.problem.most)
+        heap: list[tuple[float, int, Network]] = [(-top, 0, network)]
+        opened = 1
+        while heap:
+            bound = -heap[0][0]
+            if self._within(bound, tolerance) or (opened > 1 and self.work > total_work):
+                return bound
+            _, _, node = heapq.heappop(heap)
+            for bound_of_child, child in self._open(node, bound, tolerance):
+                heapq.heappush(heap, (-bound_of_child, opened, child))
+                opened += 1
+        return self.value * (1.0 + _EPSILON) if self.point is not None else -math.inf
+
+    def _within(self, bound: float, tolerance: float) -> bool:
+        return self.point is not None and bound - self.value <= tolerance * bound
+
+    @property
+    def _threshold(self) -> float:
+        return self.value * (1.0 + _EPSILON) if self.point is not None else -math.inf
+
+    def _open(self, network: Network, above: float, tolerance: float) -> list[tuple[float, Network]]:
+        oracle = coarse_oracle(network)
+        result = minimise_dual(oracle, self.problem.ceiling_ms)
+        self.work += oracle.elimination.work * (len(result.path) + 2) + _NODE_WORK
+        self._try_path(oracle, result)
+        bound = min(above, result.bound)
+        if bound <= self._threshold:
+            return []
+        if self._within(bound, tolerance):
+            return [(bound, network)]
+        child = self._rule_out(oracle, result)
+        if child is None:
+            return []
+        count = len(self.problem.groups)
+        if math.prod(len(variable.grid) for variable in child.variables[:count]) <= self.enumerate_at:
+            self._try_all(child)
+            return []
+        shrunk = sum(len(v.grid) for v in child.variables) < 0.8 * sum(len(v.grid) for v in network.variables)
+        if shrunk:
+            return [(bound, child)]
+        return [(bound, half) for half in _split(child, oracle, result)]
+
+    def _try_path(self, oracle: Oracle, result: DualResult) -> None:
+        """Answers from the last choices of the dual, which lie next to its least."""
+        network = oracle.cells.network
+        seen = set()
+        for choice in result.path[:-4:-1]:
+            widths = [
+                variable.grid[i]
+                for variable, i in zip(network.variables, oracle.points(choice), strict=False)
+            ]
+            raw = np.array(
+                [np.searchsorted(grid, k) for grid, k in zip(self.search.grids, widths, strict=False)]
+            )
+            for point in (self.search.polish(raw, choice.price), raw):
+                if point.tobytes() not in seen:
+                    seen.add(point.tobytes())
+                    self._offer(self.search.improve(point))
+
+    def _offer(self, found: tuple[np.ndarray, float] | None) -> None:
+        if found is not None and found[1] > self.value:
+            self.point, self.value = found
+
+    def _rule_out(self, oracle: Oracle, result: DualResult) -> Network | None:
+        """What is left when every cell that cannot beat the answer is gone; None when nothing is."""
+        cells = oracle.cells
+        if not oracle.elimination.exact or self.point is None:
+            return cells.network
+        kept = []
+        for v, reach in enumerate(oracle.reach(result.price, self.problem.ceiling_ms)):
+            # The answer's own cells go too: only what is better is looked for.
+            alive = np.flatnonzero(reach > self._threshold)
+            if not len(alive):
+                return None
+            ends = cells.last(v)[alive]
+            kept.append(
+                np.concatenate([np.arange(a, b + 1) for a, b in zip(cells.starts[v][alive], ends, strict=True)])
+            )
+        return restrict(cells.network, kept)
+
+    def _try_all(self, network: Network) -> None:
+        count = len(self.problem.groups)
+        grids = [variable.grid for variable in network.variables[:count]]
+        combinations = np.stack(np.meshgrid(*grids, indexing="ij"), axis=-1).reshape(-1, count)
+        values = np.zeros(len(combinations))
+        for g, variable in enumerate(network.variables[:count]):
+            values += variable.values[np.searchsorted(variable.grid, combinations[:, g])]
+        promising = np.flatnonzero(values > self._threshold)
+        promising = promising[np.argsort(-values[promising], kind="stable")]
+        for part in np.array_split(promising, len(promising) // 4096 + 1):
+            first = self.problem.first_within(combinations[part])
+            if first is not None:
+                best = combinations[part[first]]
+                point = np.array(
+                    [np.searchsorted(grid, k) for grid, k in zip(self.search.grids, best, strict=False)]
+                )
+                self._offer((point, self.search.value(point)))
+                return
+
+
+def _split(network: Network, oracle: Oracle, result: DualResult) -> list[Network]:
+    """Cut one group's widths in two, where the choices on either side of the budget disagree most."""
+    count = len(network.problem.groups)
+    coarse = oracle.cells.network
+    sides = [
+        [coarse.variables[g].grid[i] for g, i in enumerate(oracle.points(choice))]
+        for choice in result.path[-2:]
+    ]
+    apart = np.abs(np.array(sides[0]) - np.array(sides[-1])) / [coarse.variables[g].grid[-1] for g in range(count)]
+    sizes = np.array([len(variable.grid) for variable in network.variables[:count]])
+    apart[sizes < 2] = -1.0
+    g = int(np.argmax(apart))
+    if apart[g] <= 0.0:
+        g = int(np.argmax(sizes))
+        middle = int(sizes[g]) // 2
+    else:
+        between = (sides[0][g] + sides[-1][g]) / 2.0
+        middle = int(np.searchsorted(network.variables[g].grid, between, side="right"))
+        middle = min(max(middle, 1), int(sizes[g]) - 1)
+    every = [np.arange(len(variable.grid)) for variable in network.variables]
+    halves = []
+    for part in (np.arange(middle), np.arange(middle, sizes[g])):
+        halves.append(restrict(network, [*every[:g], part, *every[g + 1 :]]))
+    return halves

@@ -1,0 +1,40 @@
+"""Where a device's latency staircase has its edges."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The shape of one kernel's staircase, known from how the runtime stores channels.
+
+    Input channels fall into two classes: *aligned* ones (multiples of ``align``, or fewer than
+    ``free_below``), which take the runtime's fast path, and the others. Within an aligned block of
+    ``block_in`` (``block_out``) channels the cost is the same wherever no measurement says otherwise.
+
+    Attributes:
+        align: input channels that are multiples of this take the fast path; 1: all do.
+        block_in, block_out: width of a step on either axis; 1: no steps.
+        free_below: fewer input channels than this are neither aligned nor blocked.
+    """
+
+    align: int = 1
+    block_in: int = 1
+    block_out: int = 1
+    free_below: int = 0
+
+    def aligned(self, c_in: int) -> bool:
+        return self.align <= 1 or c_in < self.free_below or c_in % self.align == 0
+
+    def to_json(self) -> dict[str, int]:
+        return {"align": self.align, "block_in": self.block_in, "block_out": self.block_out,
+                "free_below": self.free_below}  # fmt: skip
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Steps:
+        """The steps of ``to_json``'s output; whatever is no sensible number counts as no steps."""
+        known = {k: v for k, v in data.items() if k in cls.__dataclass_fields__ and isinstance(v, int)}
+        return cls(**{k: max(0 if k == "free_below" else 1, min(4096, v)) for k, v in known.items()})

@@ -1,0 +1,348 @@
+"""Decides what to measure: a coarse grid that knows the device's steps, then more where held-out points demand it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from halp_profiler import table as tables
+from halp_profiler.backends.base import Backend, Request
+from halp_profiler.errors import UsageError
+from halp_profiler.kernel import Kernel, KernelRange
+from halp_profiler.steps import Steps
+from halp_profiler.surface import HELD_OUT, Surface
+from halp_profiler.table import Point, PointKey
+
+MODES = ("adaptive", "exhaustive")
+Progress = Callable[[int, int, float], None]
+"""Called with (points done, points planned so far, seconds left)."""
+
+_TOGETHER = 6  # points timed in one set of interleaved rounds; a crash loses these at most
+_JUDGES = 4  # held-out points a kernel
+_SHARE_FOR_JUDGING = 0.15
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a sweep came to.
+
+    Attributes:
+        path: the table.
+        measured: points measured by this call.
+        resumed: points that were there already.
+        held_out_error: median of |predicted - measured| / measured over the points held out; nan without any.
+        worst_held_out_error: its maximum.
+        refused: kernel key -> why it could not be timed.
+        complete: False when the time budget ended the refinement before the error was reached.
+        seconds: wall clock.
+    """
+
+    path: Path
+    measured: int
+    resumed: int
+    held_out_error: float
+    worst_held_out_error: float
+    refused: dict[str, str]
+    complete: bool
+    seconds: float
+
+
+def merged(ranges: Iterable[KernelRange]) -> tuple[KernelRange, ...]:
+    """One range a kernel, wide enough for all of its layers."""
+    found: dict[Kernel, KernelRange] = {}
+    for r in ranges:
+        known = found.get(r.kernel, r)
+        found[r.kernel] = KernelRange(
+            r.kernel,
+            (min(known.c_in[0], r.c_in[0]), max(known.c_in[1], r.c_in[1])),
+            (min(known.c_out[0], r.c_out[0]), max(known.c_out[1], r.c_out[1])),
+        )
+    return tuple(found.values())
+
+
+def run(
+    backend: Backend,
+    ranges: Sequence[KernelRange],
+    path: str | Path,
+    *,
+    mode: str = "adaptive",
+    max_error: float = 0.02,
+    time_budget_s: float | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Result:
+    """Measures a table, or goes on with one that was begun.
+
+    Every point is written as soon as it is measured; points that the file holds are not measured again.
+    The coarse grid is always completed, the refinement ends with the time budget.
+
+    Args:
+        backend: what measures.
+        ranges: the kernels and the widths at which they may be needed.
+        path: the table; made when it is not there.
+        mode: ``adaptive``, or ``exhaustive`` for every width in the ranges.
+        max_error: relative error on held-out points below which a gap is not refined.
+        time_budget_s: seconds for the whole call; None: until the error is reached.
+        seed: of the choice of held-out points.
+        progress: called after every few points.
+
+    Raises:
+        UsageError: an unknown mode, an impossible error or budget.
+        TableError: the file is broken, of another device, or cannot be written.
+        DeviceError: the device or its runtime failed.
+    """
+    if mode not in MODES:
+        raise UsageError("The sweep cannot start", f"mode is {mode!r}", f"Use one of {', '.join(MODES)}")
+    if not 0 < max_error < 1:
+        raise UsageError("The sweep cannot start", f"max_error is {max_error}", "Give a share, e.g. 0.02")
+    if time_budget_s is not None and not time_budget_s > 0:
+        raise UsageError("The sweep cannot start", f"time_budget_s is {time_budget_s}", "Give seconds above 0")
+    refused = {r.kernel.key: why for r in ranges if (why := backend.refusal(r.kernel))}
+    wanted = [r for r in merged(ranges) if r.kernel.key not in refused]
+    known = tables.create_or_check(path, backend.header())
+    log = _Log(backend, Path(path), {p.key: p for p in known.points}, progress, time_budget_s)
+    if mode == "exhaustive":
+        complete = log.measure([q for r in wanted for q in _exhaustive(r)], must=True)
+    else:
+        complete = _adaptive(log, wanted, max_error, np.random.default_rng(seed))
+    errors = _held_out_errors(log, wanted)
+    log.report(0)
+    return Result(
+        Path(path), log.measured, len(known.points), float(np.median(errors)) if errors else float("nan"),
+        max(errors, default=float("nan")), refused, complete, time.monotonic() - log.start,
+    )  # fmt: skip
+
+
+@dataclass
+class _Log:
+    """The one mutable thing of a sweep: the points so far, and their file."""
+
+    backend: Backend
+    path: Path
+    points: dict[PointKey, Point]
+    progress: Progress | None
+    budget_s: float | None
+    start: float = field(default_factory=time.monotonic)
+    measured: int = 0
+
+    def left_s(self) -> float:
+        return float("inf") if self.budget_s is None else self.budget_s - (time.monotonic() - self.start)
+
+    def measure(self, requests: Sequence[Request], *, must: bool, flag: str = "", until_left_s: float = 0.0) -> bool:
+        """Measures what is not there yet; False when the time ran out first (never if ``must``)."""
+        todo = [q for q in dict.fromkeys(requests) if not self._has(q, flag)]
+        for i in range(0, len(todo), _TOGETHER):
+            if not must and self.left_s() <= until_left_s:
+                return False
+            new = self.backend.measure(todo[i : i + _TOGETHER])
+            if flag:
+                new = [_flagged(p, flag) for p in new]
+            self.keep(new)
+            self.report(len(todo) - i - len(new))
+        return True
+
+    def keep(self, new: Sequence[Point]) -> None:
+        """On disk first, then in memory."""
+        tables.append(self.path, new)
+        self.points.update((p.key, p) for p in new)
+        self.measured += len(new)
+
+    def _has(self, request: Request, flag: str) -> bool:
+        point = self.points.get((request.kernel, request.c_in, request.c_out))
+        return point is not None and (HELD_OUT not in point.flags or flag == HELD_OUT)
+
+    def report(self, planned: int) -> None:
+        if self.progress:
+            pace = (time.monotonic() - self.start) / max(1, self.measured)
+            eta = planned * pace if self.budget_s is None else min(planned * pace, max(0.0, self.left_s()))
+            self.progress(self.measured, self.measured + planned, eta)
+
+    def surface(self, kernel: Kernel) -> Surface:
+        mine = (p for p in self.points.values() if p.kernel == kernel)
+        return Surface(kernel, mine, self.backend.steps(kernel))
+
+
+def _adaptive(log: _Log, ranges: Sequence[KernelRange], max_error: float, rng: np.random.Generator) -> bool:
+    reserve = 0.0 if log.budget_s is None else _SHARE_FOR_JUDGING * log.budget_s
+    grids = {r.kernel: _coarse(r, log.backend.steps(r.kernel)) for r in ranges}
+    ends = [q for r in ranges for q in _crossing(r.kernel, *(axis[0] for axis in grids[r.kernel]))]
+    log.measure(ends, must=True)
+    rest = [q for r in ranges for q in _crossing(r.kernel, *(sorted({*a, *b}) for a, b in grids[r.kernel]))]
+    in_time = log.measure(rest, must=False, until_left_s=reserve)
+    open_ranges = sorted(ranges, key=lambda r: -_dense_ms(log, r))  # the dearest kernels matter most
+    while open_ranges and in_time:
+        again = []
+        for r in open_ranges:
+            if log.left_s() <= reserve:
+                in_time = False
+                break
+            if _refine(log, r, max_error, reserve):
+                again.append(r)
+        open_ranges = again
+    judges = [q for r in ranges for q in _held_out(log, r, rng)]
+    order = rng.permutation(len(judges))
+    log.measure([judges[i] for i in order], must=False, flag=HELD_OUT)
+    _repair(log, ranges, max_error)
+    return in_time
+
+
+def _repair(log: _Log, ranges: Sequence[KernelRange], max_error: float) -> None:
+    """Where a held-out point disagrees, it and its neighbours are measured again: what disturbed a point only
+    ever made it slower, so the quicker of the two readings stands."""
+    for r in ranges:
+        surface = log.surface(r.kernel)
+        suspects: dict[PointKey, None] = {}
+        for p in _judges(log, r.kernel):
+            if abs(float(surface(p.c_in, p.c_out)) - p.median_ms) > 2 * max_error * max(p.median_ms, 1e-6):
+                suspects.update(dict.fromkeys([p.key, *((r.kernel, *at) for at in surface.corners(p.c_in, p.c_out))]))
+        for key in suspects:
+            old = log.points.get(key)
+            if old is None:
+                continue
+            if log.left_s() <= 0:
+                return
+            new = log.backend.measure([Request(*key)])[0]
+            if new.median_ms < old.median_ms and len(new.flags) <= len(old.flags):
+                log.keep([_flagged(new, HELD_OUT) if HELD_OUT in old.flags else new])
+
+
+def _judges(log: _Log, kernel: Kernel) -> list[Point]:
+    return [p for p in log.points.values() if p.kernel == kernel and HELD_OUT in p.flags]
+
+
+def _coarse(r: KernelRange, steps: Steps) -> tuple[tuple[list[int], list[int]], tuple[list[int], list[int]]]:
+    """For both axes, (the lines without which nothing works, the other lines of the coarse grid)."""
+    into = _lines(*r.c_in, steps.block_in, steps, r.kernel.quantum)
+    if r.kernel.diagonal:
+        return into, ([r.c_out[1]], [])
+    return into, _lines(*r.c_out, steps.block_out, None, 1)
+
+
+def _lines(low: int, high: int, block: int, steps: Steps | None, quantum: int) -> tuple[list[int], list[int]]:
+    """The coarse lines of one axis; ``steps`` on the input's axis, where alignment makes a difference."""
+    if low == high:
+        return [low], []
+    first = {low, high, min(block, high)}
+    rest = {min(high, block * k) for k in range(1, 9)} | {block * k - block + 1 for k in (1, 2)}
+    power = block
+    while power < high:
+        rest.add(power)
+        power *= 2
+    if block == 1:
+        rest |= {low + round((high - low) * f) for f in (0.25, 0.5, 0.75)}
+    if steps is not None and steps.align > 1:
+        rest |= {c for c in (2, 4, 8, 12) if c < steps.free_below} | {steps.free_below - 1}
+        aligned_high = high // steps.align * steps.align
+        first |= {aligned_high, high - 1 if high % steps.align == 0 else high, steps.free_below + 1, 1}
+        rest |= {steps.align, 3, steps.align + 1, block + 1, 2 * block - 1, high // 2 // block * block + 1}
+    keep = lambda lines: sorted({c // quantum * quantum for c in lines if low <= c // quantum * quantum <= high})  # noqa: E731
+    return keep(first), keep(rest - first)
+
+
+def _crossing(kernel: Kernel, into: Iterable[int], out: Iterable[int]) -> list[Request]:
+    if kernel.diagonal:
+        return [Request(kernel, int(c), kernel.c_out_of(int(c))) for c in into]
+    outs = [int(c) for c in out]
+    return [Request(kernel, int(c), o) for c in into for o in outs]
+
+
+def _exhaustive(r: KernelRange) -> list[Request]:
+    q = r.kernel.quantum
+    into = range(-(-r.c_in[0] // q) * q, r.c_in[1] + 1, q)
+    return _crossing(r.kernel, into, range(r.c_out[0], r.c_out[1] + 1))
+
+
+def _dense_ms(log: _Log, r: KernelRange) -> float:
+    point = log.points.get((r.kernel, r.c_in[1], r.kernel.c_out_of(r.c_in[1]) if r.kernel.diagonal else r.c_out[1]))
+    return point.median_ms if point else 0.0
+
+
+def _refine(log: _Log, r: KernelRange, max_error: float, reserve: float) -> bool:
+    """Tries the middle of every gap of a kernel's grid; where the surface is wrong there, a line is measured.
+
+    Returns:
+        Whether any gap was wrong, so that its halves are to be tried too.
+    """
+    kernel, steps = r.kernel, log.backend.steps(r.kernel)
+    surface = log.surface(kernel)
+    full_in, full_out = int(surface.lines_in[-1]), int(surface.lines_out[-1])
+    wrong = False
+    for axis in (0, 1):
+        if axis == 1 and kernel.diagonal:
+            break
+        lines = surface.lines_out if axis else surface.lines_in
+        tried = {(p.c_out if axis else p.c_in) for p in log.points.values() if p.kernel == kernel}
+        for middle in _middles(lines, steps, axis, kernel.quantum):
+            if middle in tried:
+                continue
+            if axis:
+                probe = Request(kernel, full_in, middle)
+            else:
+                probe = Request(kernel, middle, kernel.c_out_of(middle) if kernel.diagonal else full_out)
+            said = float(surface(probe.c_in, probe.c_out))
+            if not log.measure([probe], must=False, until_left_s=reserve):
+                return True
+            truth = log.points[(kernel, probe.c_in, probe.c_out)].median_ms
+            if abs(said - truth) > max_error * max(truth, 1e-6):
+                wrong = True
+                others = surface.lines_in if axis else surface.lines_out
+                line = _crossing(kernel, others, [middle]) if axis else _crossing(kernel, [middle], others)
+                if not kernel.diagonal and not log.measure(line, must=False, until_left_s=reserve):
+                    return True
+    return wrong
+
+
+def _middles(lines: np.ndarray, steps: Steps, axis: int, quantum: int) -> list[int]:
+    """The widths halfway between neighbouring lines of one kind."""
+    block = steps.block_out if axis else steps.block_in
+    if axis or steps.align <= 1:
+        kinds = [(lines, block)]
+    else:
+        free = lines < steps.free_below
+        aligned = lines % steps.align == 0
+        kinds = [(lines[free], 1), (lines[~free & aligned], block), (lines[~free & ~aligned], 1)]
+    out = []
+    for kind, (mine, size) in enumerate(kinds):
+        for low, high in zip(mine[:-1].tolist(), mine[1:].tolist(), strict=True):
+            middle = (low + high) // 2 // size * size if size > 1 else (low + high) // 2 // quantum * quantum
+            if kind == 2 and middle % steps.align == 0:
+                middle += 1
+            if low < middle < high:
+                out.append(middle)
+    return out
+
+
+def _held_out(log: _Log, r: KernelRange, rng: np.random.Generator) -> list[Request]:
+    """A few random widths, most of them ones that a solver likes to choose."""
+    steps, kernel = log.backend.steps(r.kernel), r.kernel
+    out = []
+    for i in range(_JUDGES):
+        c_in = _draw(rng, r.c_in, max(kernel.quantum, steps.align if i else 1))
+        c_out = kernel.c_out_of(c_in) if kernel.diagonal else _draw(rng, r.c_out, 1)
+        request = Request(kernel, c_in, c_out)
+        known = log.points.get((kernel, c_in, c_out))
+        if known is None or HELD_OUT in known.flags:
+            out.append(request)
+    return out
+
+
+def _draw(rng: np.random.Generator, ends: tuple[int, int], multiple: int) -> int:
+    low, high = -(-ends[0] // multiple), ends[1] // multiple
+    return int(rng.integers(low, high + 1)) * multiple if 0 < low <= high else ends[1]
+
+
+def _held_out_errors(log: _Log, ranges: Sequence[KernelRange]) -> list[float]:
+    errors = []
+    for r in ranges:
+        if judges := _judges(log, r.kernel):
+            surface = log.surface(r.kernel)
+            errors += [abs(float(surface(p.c_in, p.c_out)) / p.median_ms - 1) for p in judges if p.median_ms > 0]
+    return errors
+
+
+def _flagged(p: Point, flag: str) -> Point:
+    return Point(p.kernel, p.c_in, p.c_out, p.median_ms, p.p25_ms, p.p75_ms, p.samples, (*p.flags, flag))

@@ -1,0 +1,62 @@
+"""Meeting a latency as measured: over many staircases and many ways in which the prediction is wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from halp_iee.errors import TargetError
+from halp_iee.methods.meet import Band, meet_as_measured
+
+
+@dataclass(frozen=True)
+class FakeAnswer:
+    latency_ms: float
+
+
+class Machine:
+    """Structures at random predicted latencies; the true one is off by a scale, an offset and noise."""
+
+    def __init__(self, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        count = int(rng.integers(5, 400))
+        self.predicted = np.sort(rng.uniform(0.5, 10.0, count))
+        self.true = self.predicted * rng.uniform(0.7, 1.4) + rng.uniform(0, 0.3) + rng.normal(0, 0.02, count)
+        self.trials = 0
+
+    def solve_at(self, budget_ms: float) -> FakeAnswer:
+        below = self.predicted[self.predicted <= budget_ms]
+        if not len(below):
+            raise TargetError("too fast", f"the floor is {self.predicted[0]:.3g} ms", "ask for more")
+        return FakeAnswer(float(below[-1]))
+
+    def measure(self, answer: FakeAnswer) -> float:
+        self.trials += 1
+        return float(self.true[np.searchsorted(self.predicted, answer.latency_ms)])
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_what_comes_first_is_at_or_under_the_target_or_the_floor_is_named(seed: int) -> None:
+    machine = Machine(seed)
+    target_ms = float(np.random.default_rng(seed + 1000).uniform(0.5, 12.0))
+    try:
+        trials = meet_as_measured(machine.solve_at, machine.measure, target_ms)
+    except TargetError as error:
+        assert "ms" in str(error)
+        assert error.exit_code == 4
+        return
+    assert trials[0].measured_ms <= target_ms
+    assert machine.trials <= 8
+    safe = [t.measured_ms for t in trials if t.measured_ms <= Band().high * target_ms]
+    assert [t.measured_ms for t in trials[: len(safe)]] == sorted(safe, reverse=True)
+
+
+def test_where_the_steps_are_fine_the_target_is_met_within_the_band() -> None:
+    band = Band()
+    for seed in range(50):
+        rng = np.random.default_rng(seed)
+        scale, offset, target_ms = rng.uniform(0.7, 1.4), rng.uniform(0.0, 0.3), rng.uniform(2.0, 8.0)
+        trials = meet_as_measured(FakeAnswer, lambda a, s=scale, o=offset: a.latency_ms * s + o, target_ms)
+        assert band.low * target_ms <= trials[0].measured_ms <= band.high * target_ms
+        assert len(trials) <= 4
