@@ -38,10 +38,11 @@ def magnitude(
             ids = sums.ids(name, axis)
             if ids is None or name not in tensors or tensors[name].dim() < 2:
                 continue
-            values = tensors[name].detach().double()
+            values = tensors[name].detach()
+            values = values.abs() if p == 1 else values.square()
             unit, place = np.unique(ids, return_inverse=True)
             powers = torch.zeros(len(unit), dtype=torch.float64, device=values.device)
             index = torch.from_numpy(place.astype(np.int64)).to(values.device)
-            powers.index_add_(0, index, along(values.abs() ** p, axis))
+            powers.index_add_(0, index, along(values, axis))
             sums.add(unit, powers ** (1 / p))
     return sums.total()

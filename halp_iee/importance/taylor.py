@@ -61,7 +61,8 @@ def taylor_bn(
         if gate is not None and ids is not None:
             sums.add(ids, gate.abs())
     scores = sums.total()
-    without = [name for name in scores if name not in groups_with_norm(graph)]
+    having = groups_with_norm(graph)
+    without = [name for name in scores if name not in having]
     if without:
         other = taylor_weight(graph, tensors, grads, positions)
         scores |= {name: other[name] for name in without}
@@ -90,7 +91,7 @@ def taylor_weight(
             units = sums.ids(name, axis)
             if units is not None and name in tensors and name in grads:
                 ids.append(units)
-                gates.append(along(tensors[name] * grads[name], axis).double())
+                gates.append(along(tensors[name] * grads[name], axis))
         if ids:
             unit, place = np.unique(np.concatenate(ids), return_inverse=True)
             gate = torch.cat(gates)

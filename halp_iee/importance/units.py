@@ -135,6 +135,6 @@ def _joined(path: str, name: str) -> str:
 
 
 def along(tensor: Tensor, axis: int) -> Tensor:
-    """Sum over all axes but one."""
+    """Sum over all axes but one, in float64."""
     others = [i for i in range(tensor.dim()) if i != axis]
-    return tensor.sum(dim=others) if others else tensor
+    return tensor.sum(dim=others, dtype=torch.float64) if others else tensor.double()

@@ -126,7 +126,9 @@ def _walk(graph: Traced) -> tuple[tuple[Layer, ...], tuple[Unmodelled, ...]]:
             kernel = replace(kernel, plain=True)
         chain = _behind(at, ops, readers, maker, taken)
         taken.update(chain)
-        fused = tuple("add" if ops[i].kind == "add" else _function(ops[i]) for i in chain if ops[i].kind != "batch_norm")
+        fused = tuple(
+            "add" if ops[i].kind == "add" else _function(ops[i]) for i in chain if ops[i].kind != "batch_norm"
+        )
         last = ops[chain[-1]] if chain else op
         name = op.module or op.kind
         names[name] += 1
@@ -261,7 +263,9 @@ def _pool(op: Op, batch: int) -> Kernel | None:
         return Kernel(op.kind, spatial=spatial, kernel_size=window, stride=stride, padding=(0,) * n)
     window = _ints(op, "kernel_size", n, 1)
     stride = _ints(op, "stride", n, 1) if op.attrs.get("stride") else window
-    return Kernel(op.kind, spatial=spatial, kernel_size=window, stride=stride, padding=_ints(op, "padding", n, 0))
+    return Kernel(
+        op.kind, spatial=spatial, kernel_size=window, stride=stride, padding=_ints(op, "padding", n, 0)
+    )
 
 
 def _elementwise(op: Op, batch: int) -> Kernel:

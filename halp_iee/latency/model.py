@@ -77,12 +77,16 @@ class LatencyModel:
                 missing.append(layer.kernel)
                 continue
             cost = LayerCost(layer.name, layer.c_in, layer.c_out, layer.kernel, table.surface(layer.kernel))
-            cost.ms(layer.c_in.full, layer.c_out.full)  # says now, not in the middle of a solve, what is not covered
+            cost.ms(
+                layer.c_in.full, layer.c_out.full
+            )  # says now, not in the middle of a solve, what is not covered
             costs.append(cost)
         if not costs:
             raise TableError(
                 "The network's latency cannot be predicted",
-                "none of its operations has a kernel" if not missing else "the table knows none of its kernels",
+                "none of its operations has a kernel"
+                if not missing
+                else "the table knows none of its kernels",
                 "Profile it with `halp-iee profile`",
             )
         self.layers: tuple[LayerCost, ...] = tuple(costs)
@@ -141,14 +145,23 @@ class LatencyModel:
         if len(measured) >= 5 and not good.all():
             scale, offset = _fit(predicted[good], measured[good])
         residuals = (scale * predicted + offset - measured) / measured
-        fit = Calibration(scale, offset, tuple(predicted.tolist()), tuple(measured.tolist()), tuple(residuals.tolist()))
+        fit = Calibration(
+            scale, offset, tuple(predicted.tolist()), tuple(measured.tolist()), tuple(residuals.tolist())
+        )
         return self._with(scale, offset, fit)
 
     def describe(self) -> tuple[LayerReport, ...]:
         """Every layer's kernel, dense widths, dense latency in ms and share of the network's, in execution order."""
         dense = self.dense_ms
         return tuple(
-            LayerReport(c.name, c.kernel.key, c.c_in.full, c.c_out.full, c.dense_ms, c.dense_ms / dense if dense else 0.0)
+            LayerReport(
+                c.name,
+                c.kernel.key,
+                c.c_in.full,
+                c.c_out.full,
+                c.dense_ms,
+                c.dense_ms / dense if dense else 0.0,
+            )
             for c in self.layers
         )
 

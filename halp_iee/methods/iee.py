@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -22,7 +22,6 @@ from halp_iee.importance import CRITERIA, score
 from halp_iee.methods.elastic import ElasticNetwork, Units
 from halp_iee.methods.meet import meet_as_measured
 from halp_iee.methods.schedule import exponential
-from halp_iee.slim.surgery import slim_
 from halp_iee.solve import Answer, solve
 
 if TYPE_CHECKING:
@@ -169,6 +168,8 @@ class IEE:
                 "it must lie in (0, 1]",
                 "give for example 0.3 for 30% of the dense latency",
             )
+        if graph.model is model:  # the graph needs the dense network, and this one is about to shrink
+            graph = replace(graph, model=copy.deepcopy(model))
         self.graph, self.cost, self.config = graph, cost, config or IEEConfig()
         self.psi_ms = target * cost.dense_ms if target_ms is None else target_ms
         self.measure, self.on_event = measure, on_event
@@ -379,9 +380,11 @@ class IEE:
         `halp_iee.save` needs.
         """
         self.elastic.save_awake()
-        dense = copy.deepcopy(self.elastic.model)
-        slim_(dense, self.graph, {}, tensors=self.elastic.store)
-        return self.graph.slim(self.active, model=dense)
+        dense = copy.deepcopy(self.graph.model)
+        with torch.no_grad():
+            for name, tensor in {**dict(dense.named_parameters()), **dict(dense.named_buffers())}.items():
+                tensor.copy_(self.elastic.store[name])
+        return replace(self.graph, model=dense).slim(self.active)
 
     def _emit(self, kind: str, answer: Answer, budget_ms: float, before: Units | None = None, **more: Any) -> None:
         if self.on_event is None:

@@ -90,7 +90,9 @@ def meet_as_measured(
             break  # the step that straddles the target cannot be split any further
     # What lies between the band and the target is met, but may be over it when it is timed again.
     safe = band.high * target_ms
-    met = sorted((t for t in trials if t.measured_ms <= target_ms), key=lambda t: (t.measured_ms > safe, -t.measured_ms))
+    met = sorted(
+        (t for t in trials if t.measured_ms <= target_ms), key=lambda t: (t.measured_ms > safe, -t.measured_ms)
+    )
     missed = sorted((t for t in trials if t.measured_ms > target_ms), key=lambda t: t.measured_ms)
     if not met:
         fastest = missed[0].measured_ms

@@ -10,7 +10,7 @@ from typing import Any
 
 from halp_iee.report import plots, text
 from halp_iee.report.plots import Series
-from halp_iee.report.text import esc, mapping, number, rows
+from halp_iee.report.text import esc, facts, mapping, number, rows, section
 
 Data = Mapping[str, Any]
 
@@ -48,17 +48,11 @@ def layers(data: Data) -> str:
         )
         for name, dense, slim in parts[:_MOST_ROWS]
     )  # fmt: skip
-    word = (
-        "modelled from the datasheet"
-        if result.get("source") == "modelled"
-        else "predicted from the latency table"
-    )
+    word = "modelled from the datasheet" if result.get("source") == "modelled" else "predicted from the latency table"
     mark = [("budget", "prune", True)] if target is not None and target <= total else []
-    return (
-        f'<section><h2>Where the time goes</h2><p class="note">Latency of every fused layer before and after, {word}.</p>'
-        f'<div class="panel">{plots.legend([("dense", "dense", False), ("slim", "slim", False), *mark])}{bar}</div>'
-        f'<div class="panel"><div class="rows">{lines}</div>{_cut(len(parts))}</div></section>'
-    )
+    colours = plots.legend([("dense", "dense", False), ("slim", "slim", False), *mark])
+    body = _panel("", f"{colours}{bar}") + _panel("", f'<div class="rows">{lines}</div>{_cut(len(parts))}')
+    return section("Where the time goes", body, f"Latency of every fused layer before and after, {word}.")
 
 
 def widths(data: Data) -> str:
@@ -75,9 +69,7 @@ def widths(data: Data) -> str:
     lines = ""
     for row, size, kept in known[:_MOST_ROWS]:
         name, frozen = str(row.get("name", "?")), row.get("prunable") is False
-        reason = (
-            f"not prunable: {row.get('reason') or 'no reason given'}" if frozen else f"{kept / size:.0%} kept"
-        )
+        reason = f"not prunable: {row.get('reason') or 'no reason given'}" if frozen else f"{kept / size:.0%} kept"
         lines += plots.bar_row(
             name, size / widest, kept / widest, "whole" if frozen else f"{size} → <b>{kept}</b>",
             tip=f"{name}: {kept} of {size} units, {reason}", frozen=frozen,
@@ -86,15 +78,11 @@ def widths(data: Data) -> str:
         {str(row.get("reason")) for row, _, _ in known if row.get("prunable") is False and row.get("reason")}
     )
     why = "".join(f"<li>{esc(reason)}</li>" for reason in reasons[:12])
-    explained = (
-        f'<p class="note" style="margin:14px 0 4px">Hatched groups cannot be pruned:</p><ul class="note">{why}</ul>'
-        if why
-        else ""
-    )
-    return (
-        '<section><h2>Widths of the groups</h2><p class="note">Units of every channel group before and after. A group is '
-        f'what must be removed together across layers.</p><div class="panel"><div class="rows">{lines}</div>{_cut(len(known))}'
-        f"{explained}</div></section>"
+    explained = f'<p class="note after">Hatched groups cannot be pruned:</p><ul class="note">{why}</ul>' if why else ""
+    return section(
+        "Widths of the groups",
+        _panel("", f'<div class="rows">{lines}</div>{_cut(len(known))}{explained}'),
+        "Units of every channel group before and after. A group is what must be removed together across layers.",
     )
 
 
@@ -112,9 +100,9 @@ def calibration(data: Data) -> str:
             pairs.append((predicted, measured, number(row.get("before_ms"))))
     result = mapping(data.get("result"))
     final = number(result.get("predicted_ms")), number(result.get("measured_ms"))
-    facts = _table_facts(table)
+    about = _table_facts(table)
     if not pairs:
-        return f"<section><h2>The latency table</h2>{facts}</section>" if facts else ""
+        return section("The latency table", about)
     top = max(max(p, m) for p, m, _ in pairs)
 
     def tips(points: Sequence[tuple[float, float]]) -> list[str]:
@@ -132,11 +120,9 @@ def calibration(data: Data) -> str:
         series.append(Series("the slim network", "grow", point, tips(point), line=False, dots=True))
     drawn = plots.chart(series, x_unit="predicted, ms", y_unit="measured, ms", same_scale=True, tall=True)
     worst = max((abs(p - m) / m for p, m in after if m > 0), default=None)
-    said = f"The calibrated prediction is at most {worst:.1%} off on them. " if worst is not None else ""
-    return (
-        f'<section><h2>Predicted against measured</h2><p class="note">{len(pairs)} networks of different widths, built and '
-        f'timed whole. {said}</p><div class="panel">{drawn}</div>{facts}</section>'
-    )
+    said = f" The calibrated prediction is at most {worst:.1%} off on them." if worst is not None else ""
+    note = f"{len(pairs)} networks of different widths, built and timed whole.{said}"
+    return section("Predicted against measured", _panel("", drawn) + about, note)
 
 
 def _error(predicted: float, measured: float) -> str:
@@ -150,20 +136,14 @@ def _table_facts(table: Data) -> str:
         ("Source", table.get("source")),
         ("Points", len(points) if isinstance(points, (list, tuple)) else points),
         ("Error on held-out points", text.percent(table.get("held_out_error"), 1)),
-        *(
-            (key, value)
-            for key, value in table.items()
-            if key not in ("device", "source", "points", "held_out_error")
-        ),
+        *((key, value) for key, value in table.items() if key not in ("device", "source", "points", "held_out_error")),
     ]
-    return _facts([(name, value) for name, value in lines if value is not None]) if table else ""
+    return facts(lines) if table else ""
 
 
 def prune_and_grow(data: Data) -> str:
     """The structure over time: its latency at every step, how much it still changes, what of the grown survives."""
-    known = [
-        row for row in rows(data.get("events")) if row.get("kind") in ("start", "prune", "grow", "settle")
-    ]
+    known = [row for row in rows(data.get("events")) if row.get("kind") in ("start", "prune", "grow", "settle")]
     steps = [(row, _at(row, index)) for index, row in enumerate(known)]
     latency = [(at, ms) for row, at in steps if (ms := number(row.get("latency_ms"))) is not None]
     if not latency:
@@ -181,29 +161,23 @@ def prune_and_grow(data: Data) -> str:
         Series("IoU of the active structure after prune", "prune", _over(steps, "prune", "iou")),
         Series("IoU after grow", "grow", _over(steps, "grow", "iou")),
     ]
-    survival = [
-        Series("survival of grown units through the next prune", "grow", _over(steps, "prune", "survival"))
-    ]
+    survival = [Series("survival of grown units through the next prune", "grow", _over(steps, "prune", "survival"))]
     for title, series in (
         ("How much of the structure stays", changes),
         ("How many of the grown units stay", survival),
     ):
-        drawn = plots.chart(
-            series, x_unit="training step", y_format=lambda v: f"{100 * v:g}%", y_from_zero=True
-        )
+        drawn = plots.chart(series, x_unit="training step", y_format=lambda v: f"{100 * v:g}%", y_from_zero=True)
         panels += _panel(title, drawn)
-    return (
-        '<section><h2>Prune and grow</h2><p class="note">Each cycle prunes units of little importance, lets the others '
-        f'recover, explores what lies idle, and grows the best of it back.</p><div class="pair">{panels}</div></section>'
+    return section(
+        "Prune and grow",
+        f'<div class="pair">{panels}</div>',
+        "Each cycle prunes units of little importance, lets the others recover, explores what lies idle, and "
+        "grows the best of it back.",
     )
 
 
 def _over(steps: Sequence[tuple[Data, float]], kind: str, key: str) -> list[tuple[float, float]]:
-    return [
-        (at, found)
-        for row, at in steps
-        if row.get("kind") == kind and (found := number(row.get(key))) is not None
-    ]
+    return [(at, found) for row, at in steps if row.get("kind") == kind and (found := number(row.get(key))) is not None]
 
 
 def _at(row: Data, index: int) -> float:
@@ -229,11 +203,12 @@ def learning(data: Data) -> str:
                     points.append((x, y))
             series.append(Series(phase, "dense" if phase == "dense" else "slim", points))
         panels += _panel(title, plots.chart(series, x_unit="epoch", y_format=form))
-    return f'<section><h2>Training</h2><div class="pair">{panels}</div></section>' if panels else ""
+    return section("Training", f'<div class="pair">{panels}</div>' if panels else "")
 
 
 def _panel(title: str, drawn: str) -> str:
-    return f'<div class="panel"><h3>{esc(title)}</h3>{drawn}</div>' if drawn else ""
+    named = f"<h3>{esc(title)}</h3>" if title else ""
+    return f'<div class="panel">{named}{drawn}</div>' if drawn else ""
 
 
 def environment(data: Data) -> str:
@@ -248,27 +223,11 @@ def environment(data: Data) -> str:
     ]  # fmt: skip
     gap = number(result.get("gap"))
     known.append(("Solver's gap to the best possible, at most", None if gap is None else f"{gap:.3%}"))
-    facts = _facts([(name, value) for name, value in known if value not in (None, "")])
-    return f"<section><h2>Environment</h2>{facts}</section>" if facts else ""
-
-
-def _facts(lines: Sequence[tuple[str, object]]) -> str:
-    body = "".join(f"<tr><td>{esc(name)}</td><td>{esc(_plain(value))}</td></tr>" for name, value in lines)
-    return f'<table class="facts"><tbody>{body}</tbody></table>' if body else ""
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {_plain(inner)}" for key, inner in value.items())
-    if isinstance(value, (list, tuple)):
-        return ", ".join(_plain(inner) for inner in value)
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return str(value)
+    return section("Environment", facts(known))
 
 
 def reproduce(data: Data) -> str:
     command = data.get("reproduce")
     if not command:
         return ""
-    return f"<section><h2>How to reproduce</h2><pre>{esc(command)}</pre></section>"
+    return section("How to reproduce", f"<pre>{esc(command)}</pre>")

@@ -94,9 +94,10 @@ def render(data: Mapping[str, Any]) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{esc(title)}</title><style>\n{style}</style></head>\n<body><main>\n{body}\n"
-        f"<footer>Made by halp-iee{' ' + esc(version) if version else ''}. Measured means timed on the device, predicted "
-        "means summed from its latency table, modelled means computed from a datasheet.</footer></main>\n"
-        f'<div id="tip" role="tooltip" hidden></div><script type="application/json" id="result">{_json(result)}</script>'
+        f"<footer>Made by halp-iee {esc(version or '')}. Measured means timed on the device, predicted means summed "
+        "from its latency table, modelled means computed from a datasheet.</footer></main>\n"
+        '<div id="tip" role="tooltip" hidden></div>'
+        f'<script type="application/json" id="result">{_json(result)}</script>'
         f"<script>\n{script}</script></body></html>\n"
     )
 

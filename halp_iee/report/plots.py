@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from halp_iee.report.text import esc
 
+_LARGEST = 1e15
+_NOTHING = 1e-9  # a range this small beside its values is none
 _MOST_POINTS = 400
 _MOST_DOTS = 120
 
@@ -51,88 +53,105 @@ def chart(
     tall: bool = False,
 ) -> str:
     """Lines and points over two axes, with a legend; "" when there is nothing to draw."""
-    series = [_thinned(one) for one in series if one.points]
+    series = [drawn for one in series if (drawn := _drawable(one)).points]
     if not series:
         return ""
-    xs = [x for one in series for x, _ in one.points]
-    ys = [y for one in series for _, y in one.points]
-    if same_scale:
-        xs = ys = [*xs, *ys]
-    x_ticks = ticks(min(xs), max(xs), pad=same_scale)
-    y_ticks = ticks(min([*ys, 0.0] if y_from_zero else ys), max(ys), pad=True)
-    x_low, x_high = (x_ticks[0], x_ticks[-1]) if same_scale else (min(xs), max(xs))
-    y_low, y_high = y_ticks[0], y_ticks[-1]
-    if x_low == x_high:
-        x_low, x_high = x_low - 0.5, x_high + 0.5
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        return 100 * (x - x_low) / (x_high - x_low), 100 * (y - y_low) / (y_high - y_low)
-
-    lines = [
-        f'<line x1="0" x2="100" y1="{100 - place(x_low, y)[1]:.2f}" y2="{100 - place(x_low, y)[1]:.2f}"/>'
-        for y in y_ticks
-    ]
-    dots = []
-    for one in series:
-        placed = [place(x, y) for x, y in one.points]
-        if one.line:
-            path = " ".join(f"{x:.2f},{100 - y:.2f}" for x, y in placed)
-            dashed = ' class="dashed"' if one.dashed else ""
-            lines.append(f'<polyline{dashed} style="--c:var(--{one.color})" points="{path}"/>')
-        if not one.dashed and (one.dots or len(placed) <= _MOST_DOTS):
-            quiet = "" if one.dots else ' class="quiet"'
-            for (x, y), (at_x, at_y), tip in zip(one.points, placed, _tips(one), strict=True):
-                text = tip or f"{one.name}: {y_format(y)} at {x_format(x)} {x_unit}"
-                dots.append(
-                    f'<i{quiet} style="--c:var(--{one.color});left:{at_x:.2f}%;bottom:{at_y:.2f}%" data-tip="{esc(text)}"></i>'
-                )
-    y_labels = "".join(
-        f'<span style="bottom:{place(x_low, y)[1]:.2f}%">{esc(y_format(y))}</span>' for y in y_ticks
+    frame = _Frame.around(series, y_from_zero, same_scale)
+    lines = "".join(
+        f'<line x1="0" x2="100" y1="{100 - frame.up(y):.2f}" y2="{100 - frame.up(y):.2f}"/>' for y in frame.y_ticks
     )
-    x_labels = "".join(
-        f'<span style="left:{place(x, y_low)[0]:.2f}%">{esc(x_format(x))}</span>'
-        for x in x_ticks
-        if x_low <= x <= x_high
-    )
+    lines += "".join(_polyline(one, frame) for one in series if one.line)
+    dots = "".join(_dots(one, frame, lambda x, y: f"{y_format(y)} at {x_format(x)} {x_unit}") for one in series)
+    y_labels = "".join(f'<span style="bottom:{frame.up(y):.2f}%">{esc(y_format(y))}</span>' for y in frame.y_ticks)
+    x_labels = "".join(f'<span style="left:{frame.along(x):.2f}%">{esc(x_format(x))}</span>' for x in frame.x_ticks)
     above = f'<p class="unit above">{esc(y_unit)}</p>' if y_unit else ""
+    size = "chart tall" if tall else "chart"
     return (
-        f"{legend([(one.name, one.color, one.dashed) for one in series])}"
-        f'<figure>{above}<div class="chart{" tall" if tall else ""}"><div class="yaxis">{y_labels}{_widest(y_ticks, y_format)}</div>'
-        f'<div class="area"><svg viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true">{"".join(lines)}</svg>'
-        f'{"".join(dots)}</div><div class="xaxis">{x_labels}</div></div><p class="unit">{esc(x_unit)}</p></figure>'
+        f"{legend([(one.name, one.color, one.dashed) for one in series])}<figure>{above}"
+        f'<div class="{size}"><div class="yaxis">{y_labels}{_widest(frame.y_ticks, y_format)}</div><div class="area">'
+        f'<svg viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true">{lines}</svg>{dots}</div>'
+        f'<div class="xaxis">{x_labels}</div></div><p class="unit">{esc(x_unit)}</p></figure>'
+    )
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """The ranges of both axes, their ticks, and where a value lies in percent."""
+
+    x_range: tuple[float, float]
+    y_range: tuple[float, float]
+    x_ticks: Sequence[float]
+    y_ticks: Sequence[float]
+
+    @classmethod
+    def around(cls, series: Sequence[Series], y_from_zero: bool, same_scale: bool) -> _Frame:
+        xs = [x for one in series for x, _ in one.points]
+        ys = [y for one in series for _, y in one.points]
+        if same_scale:
+            xs = ys = [*xs, *ys]
+        y_ticks = ticks(min([*ys, 0.0] if y_from_zero else ys), max(ys), pad=True)
+        if same_scale:
+            return cls((y_ticks[0], y_ticks[-1]), (y_ticks[0], y_ticks[-1]), y_ticks, y_ticks)
+        low, high = min(xs), max(xs)
+        if high - low <= _NOTHING * max(abs(low), abs(high)):
+            low, high = low - 0.5, high + 0.5
+        x_ticks = [tick for tick in ticks(low, high) if low <= tick <= high]
+        return cls((low, high), (y_ticks[0], y_ticks[-1]), x_ticks, y_ticks)
+
+    def along(self, x: float) -> float:
+        return 100 * (x - self.x_range[0]) / (self.x_range[1] - self.x_range[0])
+
+    def up(self, y: float) -> float:
+        return 100 * (y - self.y_range[0]) / (self.y_range[1] - self.y_range[0])
+
+
+def _polyline(series: Series, frame: _Frame) -> str:
+    path = " ".join(f"{frame.along(x):.2f},{100 - frame.up(y):.2f}" for x, y in series.points)
+    style = ' class="dashed"' if series.dashed else ""
+    return f'<polyline{style} style="--c:var(--{series.color})" points="{path}"/>'
+
+
+def _dots(series: Series, frame: _Frame, describe: Callable[[float, float], str]) -> str:
+    """A point each; on a line they are there for the pointer only."""
+    if series.dashed or (len(series.points) > _MOST_DOTS and not series.dots):
+        return ""
+    style = "" if series.dots else ' class="quiet"'
+    tips = series.tips or [f"{series.name}: {describe(x, y)}" for x, y in series.points]
+    return "".join(
+        f'<i{style} style="--c:var(--{series.color});left:{frame.along(x):.2f}%;bottom:{frame.up(y):.2f}%"'
+        f' data-tip="{esc(tip)}"></i>'
+        for (x, y), tip in zip(series.points, tips, strict=True)
     )
 
 
 def legend(entries: Sequence[tuple[str, str, bool]]) -> str:
     """(name, colour, dashed) each; a name that comes twice is shown once."""
-    shown = dict.fromkeys(entries)
     items = (
-        f'<span{" class=dashed" if dashed else ""} style="--c:var(--{color})">{esc(name)}</span>'
-        for name, color, dashed in shown
+        f'<span class="{"dashed" if dashed else "full"}" style="--c:var(--{color})">{esc(name)}</span>'
+        for name, color, dashed in dict.fromkeys(entries)
     )
     return f'<div class="legend">{"".join(items)}</div>'
 
 
 def bar_row(name: str, dense: float, slim: float, value: str, *, tip: str, frozen: bool = False) -> str:
-    """A row with two bars, one in the other: ``dense`` and ``slim`` are shares of the full width, 0 to 1."""
+    """A row with two bars, one in the other: ``dense`` and ``slim`` are shares of the full width, 0 to 1.
+
+    ``value`` is HTML; the rest is escaped.
+    """
+    style = "bars frozen" if frozen else "bars"
     return (
-        f'<div class="row"><span class="name">{esc(name)}</span>'
-        f'<span class="bars{" frozen" if frozen else ""}" data-tip="{esc(tip)}">'
-        f'<i class="d" style="width:{_percent(dense)}"></i><i class="s" style="width:{_percent(slim)}"></i></span>'
-        f'<span class="value">{value}</span></div>'
+        f'<div class="row"><span class="name">{esc(name)}</span><span class="value">{value}</span>'
+        f'<span class="{style}" data-tip="{esc(tip)}"><i class="d" style="width:{_percent(dense)}"></i>'
+        f'<i class="s" style="width:{_percent(slim)}"></i></span></div>'
     )
 
 
-def stacks(
-    bars: Sequence[tuple[str, str, Sequence[tuple[str, float]]]], scale: float, mark: float | None
-) -> str:
+def stacks(bars: Sequence[tuple[str, str, Sequence[tuple[str, float]]]], scale: float, mark: float | None) -> str:
     """Horizontal bars of segments: (label, colour, ((tip, value), ...)); ``scale`` is the full width."""
+    line = ""
+    if mark is not None and 0 <= mark <= scale:
+        line = f'<span class="mark" style="left:{_percent(mark / scale)}"></span>'
     parts = []
-    at = (
-        ""
-        if mark is None or not 0 <= mark <= scale
-        else f'<span class="mark" style="left:{_percent(mark / scale)}"></span>'
-    )
     for label, color, segments in bars:
         inner = "".join(
             f'<i style="width:{_percent(value / scale)}" data-tip="{esc(tip)}"></i>'
@@ -140,14 +159,15 @@ def stacks(
             if value > 0
         )
         parts.append(
-            f'<span class="soft">{esc(label)}</span><div class="track"><div class="stack" style="--c:var(--{color})">{inner}</div>{at}</div>'
+            f'<span class="soft">{esc(label)}</span><div class="track">'
+            f'<div class="stack" style="--c:var(--{color})">{inner}</div>{line}</div>'
         )
     return f'<div class="stacks">{"".join(parts)}</div>'
 
 
 def ticks(low: float, high: float, *, pad: bool = False, about: int = 4) -> list[float]:
     """Round values, 1, 2 or 5 times a power of ten apart; with ``pad`` they enclose the range."""
-    if high <= low:
+    if high - low <= _NOTHING * max(abs(low), abs(high)):
         spread = abs(low) * 0.1 or 1.0
         low, high = low - (spread if pad else 0), high + spread
     raw = (high - low) / about
@@ -155,29 +175,21 @@ def ticks(low: float, high: float, *, pad: bool = False, about: int = 4) -> list
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * 0.999)
     first = math.floor(low / step + 1e-9) if pad else math.ceil(low / step - 1e-9)
     last = math.ceil(high / step - 1e-9) if pad else math.floor(high / step + 1e-9)
-    return [round(index * step, 12) for index in range(first, last + 1)] or [low]
+    return [float(f"{index * step:.12g}") for index in range(first, last + 1)] or [low]
 
 
-def _thinned(series: Series) -> Series:
-    """At most some hundred points, first and last kept: a page is no data file."""
-    count = len(series.points)
-    if count <= _MOST_POINTS:
-        return series
-    chosen = [round(i * (count - 1) / (_MOST_POINTS - 1)) for i in range(_MOST_POINTS)]
-    tips = [series.tips[i] for i in chosen] if len(series.tips) == count else ()
-    return Series(
-        series.name,
-        series.color,
-        [series.points[i] for i in chosen],
-        tips,
-        series.line,
-        series.dots,
-        series.dashed,
-    )
-
-
-def _tips(series: Series) -> Sequence[str]:
-    return series.tips if len(series.tips) == len(series.points) else [""] * len(series.points)
+def _drawable(series: Series) -> Series:
+    """Without points out of any scale, and at most some hundred of them: a page is no data file."""
+    tips = series.tips if len(series.tips) == len(series.points) else ("",) * len(series.points)
+    kept = [
+        (point, tip)
+        for point, tip in zip(series.points, tips, strict=True)
+        if all(abs(value) < _LARGEST for value in point)
+    ]
+    if len(kept) > _MOST_POINTS:
+        kept = [kept[round(i * (len(kept) - 1) / (_MOST_POINTS - 1))] for i in range(_MOST_POINTS)]
+    shown = [tip for _, tip in kept] if series.tips else ()
+    return replace(series, points=[point for point, _ in kept], tips=shown)
 
 
 def _widest(values: Sequence[float], form: Callable[[float], str]) -> str:

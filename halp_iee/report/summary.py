@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from halp_iee.report import text
-from halp_iee.report.text import ABSENT, esc, number
+from halp_iee.report.text import ABSENT, esc, number, section
 
 Data = Mapping[str, Any]
 
@@ -24,9 +24,7 @@ def heading(result: Data) -> str:
         )
         if part
     )
-    return (
-        f'<header><p class="over">{esc(over)}</p><h1>{esc(_sentence(result))}</h1>{_verdict(result)}</header>'
-    )
+    return f'<header><p class="over">{esc(over)}</p><h1>{esc(_sentence(result))}</h1>{_verdict(result)}</header>'
 
 
 def _sentence(result: Data) -> str:
@@ -52,9 +50,7 @@ def _verdict(result: Data) -> str:
         return f'<span class="pill">Asked for {text.ms(target)}: not measured</span>'
     share = measured / target
     if share <= 1:
-        return (
-            f'<span class="pill good">Target of {text.ms(target)} met, as measured: {share:.1%} of it</span>'
-        )
+        return f'<span class="pill good">Target of {text.ms(target)} met, as measured: {share:.1%} of it</span>'
     return f'<span class="pill bad">Target of {text.ms(target)} missed by {share - 1:.1%}, as measured</span>'
 
 
@@ -149,9 +145,7 @@ def _share(after: object, before: object) -> str:
 def side_by_side(result: Data) -> str:
     get = result.get
     predicted = "modelled" if get("source") == "modelled" else "predicted"
-    dense_measured = get(
-        "dense_measured_ms", get("dense_ms") if number(get("measured_ms")) is not None else None
-    )
+    dense_measured = get("dense_measured_ms", get("dense_ms") if number(get("measured_ms")) is not None else None)
     lines = [
         (f"Latency, {predicted}", get("dense_predicted_ms"), get("predicted_ms"), text.ms),
         ("Latency, measured", dense_measured, get("measured_ms"), text.ms),
@@ -170,15 +164,16 @@ def side_by_side(result: Data) -> str:
         body += f'<tr><td>{label}</td><td>{form(dense)}</td><td class="slim">{form(slim)}</td><td>{change}</td></tr>'
     ratio = number(get("train_flops_ratio"))
     if ratio is not None:
-        body += f'<tr><td>Training FLOPs</td><td>×1</td><td class="slim">×{text.figures(ratio)}</td><td>×{text.figures(ratio)}</td></tr>'
+        factor = f"×{text.figures(ratio)}"
+        body += f'<tr><td>Training FLOPs</td><td>×1</td><td class="slim">{factor}</td><td>{factor}</td></tr>'
     if not body:
         return ""
-    unmeasured = number(get("measured_ms")) is None and number(get("fps")) is not None
-    note = f'<p class="note">Frames a second follow from the {predicted} latency.</p>' if unmeasured else ""
-    return (
-        '<section><h2>Dense and slim, side by side</h2><div class="scroll"><table><thead><tr><th></th><th>dense</th>'
-        f"<th>slim</th><th>change</th></tr></thead><tbody>{body}</tbody></table></div>{note}</section>"
-    )
+    head = "<thead><tr><th></th><th>dense</th><th>slim</th><th>change</th></tr></thead>"
+    note = ""
+    if number(get("measured_ms")) is None and number(get("fps")) is not None:
+        note = f'<p class="note after">Frames a second follow from the {predicted} latency.</p>'
+    table = f'<div class="scroll"><table>{head}<tbody>{body}</tbody></table></div>{note}'
+    return section("Dense and slim, side by side", table)
 
 
 def _twice(value: object) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Any
 
@@ -66,9 +66,7 @@ def points(after: object, before: object) -> str:
     if a is None or b is None:
         return "-"
     difference = 100 * (a - b)
-    return f"{0.0 if abs(difference) < 0.005 else difference:+.2f} points".replace("+0.00", "±0").replace(
-        "-", "−"
-    )
+    return f"{0.0 if abs(difference) < 0.005 else difference:+.2f} points".replace("+0.00", "±0").replace("-", "−")
 
 
 def times(after: object, before: object) -> str:
@@ -90,11 +88,7 @@ def big(value: object, absent: str = ABSENT) -> str:
 
 def fps(value: object) -> str:
     found = number(value)
-    return (
-        ABSENT
-        if found is None
-        else (f"{found:,.0f}" if found >= 100 else figures(found)).replace(",", "\u202f")
-    )
+    return ABSENT if found is None else (f"{found:,.0f}" if found >= 100 else figures(found)).replace(",", "\u202f")
 
 
 def seconds(value: object, absent: str = ABSENT) -> str:
@@ -106,3 +100,26 @@ def seconds(value: object, absent: str = ABSENT) -> str:
     whole = round(found)
     hours, minutes = whole // 3600, whole % 3600 // 60
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {whole % 60:02d} s"
+
+
+def section(title: str, body: str, note: str = "") -> str:
+    """A heading, a line of explanation, and HTML under it; "" when the body is empty."""
+    explained = f'<p class="note">{esc(note)}</p>' if note else ""
+    return f"<section><h2>{esc(title)}</h2>{explained}{body}</section>" if body else ""
+
+
+def facts(lines: Iterable[tuple[str, object]]) -> str:
+    """Names and values as a table of two columns; what is None or empty is left out."""
+    body = "".join(
+        f"<tr><td>{esc(name)}</td><td>{esc(plain(value))}</td></tr>" for name, value in lines if value not in (None, "")
+    )
+    return f'<table class="facts"><tbody>{body}</tbody></table>' if body else ""
+
+
+def plain(value: object) -> str:
+    """Nested values on one line."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {plain(inner)}" for key, inner in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(plain(inner) for inner in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

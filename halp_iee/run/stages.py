@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from halp_iee.methods.elastic import Units
 from halp_iee.progress import Progress
 from halp_iee.run.clock import RuntimeClock
 from halp_iee.run.directory import RunDirectory
-from halp_iee.run.job import Job
+from halp_iee.run.job import DeviceChoice, Job
 from halp_iee.solve import solve
 
 if TYPE_CHECKING:
@@ -131,16 +132,30 @@ def network(job: Job) -> Network:
 
 def table(job: Job, network: Network, progress: Progress) -> LatencyTable:
     """The latency table of the device: the one given, the one there is, or a new one."""
-    device = job.device
-    if device.table is not None and not Path(device.table).parent.is_dir():
-        Path(device.table).parent.mkdir(parents=True, exist_ok=True)
+    return find_or_make_table(network.graph, job.model, job.device, tuple(network.example.shape[1:]), progress)
+
+
+def find_or_make_table(
+    graph: ChannelGraph,
+    model: str,
+    device: DeviceChoice,
+    shape: tuple[int, ...],
+    progress: Progress,
+    out: Path | None = None,
+) -> LatencyTable:
+    """Bring a table to where it covers the network; what it holds already is not measured again.
+
+    Args:
+        shape: of one input, which decides how long a sweep may take when nothing is said.
+        out: the table's file; else the one that `device` names, else one in the user's cache.
+    """
+    path = out or device.table or default_table_path(device.name, model, batch=device.batch, threads=device.threads)
+    seconds = device.time_budget_s or (60.0 if math.prod(shape) < 20_000 else 180.0)
     with progress.task(f"latency table for {device.name}") as task:
         return profile_network(
-            network.graph, device.name,
-            device.table or default_table_path(device.name, job.model, batch=device.batch, threads=device.threads),
-            source=device.source, batch=device.batch, threads=device.threads,
-            time_budget_s=device.time_budget_s or (60.0 if network.example[0].numel() < 20_000 else 180.0),
-            max_error=device.max_error, progress=lambda done, total, eta_s: task.update(done, total),
+            graph, device.name, path, source=device.source, batch=device.batch, threads=device.threads,
+            time_budget_s=seconds, max_error=device.max_error,
+            progress=lambda done, total, eta_s: task.update(done, total),
         )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from halp_iee.solve.eliminate import Elimination
+from halp_iee.solve.eliminate import Elimination, Order
 from halp_iee.solve.network import Cells
 
 _ITERATIONS = 50
@@ -45,14 +45,14 @@ class DualResult:
 class Oracle:
     """Minimises price * latency - value over one set of cells."""
 
-    def __init__(self, cells: Cells, cap: int) -> None:
+    def __init__(self, cells: Cells, order: Order, cap: int) -> None:
         self.cells = cells
-        groups = range(len(cells.network.variables))
-        self._pairs = [scope for scope in cells.latencies if len(scope) == 2]
+        scopes = cells.network.scopes
+        self._pairs = [scope for scope in scopes if len(scope) == 2]
         self._singles = [
-            cells.latencies.get((v,), np.zeros(cells.sizes[v])) for v in groups
+            cells.latencies.get((v,), np.zeros(size)) for v, size in enumerate(cells.sizes)
         ]
-        self.elimination = Elimination(cells, [(v,) for v in groups] + self._pairs, cap)
+        self.elimination = Elimination(cells, scopes, order, cap)
 
     def tables(self, price: float) -> list[np.ndarray]:
         """The tables whose sum is to be minimised; price inf means latency alone."""

@@ -39,33 +39,57 @@ def _joined(
     return own, math.prod(sizes[u] for u in others), others
 
 
+@dataclass(frozen=True)
+class Order:
+    """Which variable to eliminate when.
+
+    Attributes:
+        variables: in order of elimination.
+        joins: per step, the variables of the joint table; and of its substitution, empty without one.
+    """
+
+    variables: tuple[int, ...]
+    joins: tuple[tuple[frozenset[int], frozenset[int]], ...]
+
+    def work(self, sizes: Sequence[int]) -> int:
+        """Entries of all tables of one pass, for variables of these sizes."""
+        return sum(
+            math.prod(sizes[u] for u in joint) + (math.prod(sizes[u] for u in left) if left else 0)
+            for joint, left in self.joins
+        )
+
+
 def elimination_order(
     sizes: Sequence[int], scopes: Sequence[Scope], relations: Sequence[Relation]
-) -> tuple[list[int], int]:
-    """Which variable to eliminate when (the smallest joint table first), and the entries of all tables."""
+) -> Order:
+    """Greedy: the variable whose joint table is smallest goes next; ties by index."""
     live = dict(enumerate(scopes))
     ties = dict(enumerate(relations))
     weights: dict[int, int] = {}
     remaining = set(range(len(sizes)))
     stale = set(remaining)
-    order, work = [], 0
+    order, joins = [], []
     while remaining:
         for v in stale & remaining:
             own, substituted, _ = _joined(v, live, ties, sizes)
             weights[v] = own + substituted
         v = min(remaining, key=lambda u: (weights[u], u))
-        _, _, others = _joined(v, live, ties, sizes)
-        order.append(v)
-        work += weights[v]
+        _, substituted, others = _joined(v, live, ties, sizes)
+        tied = [key for key, r in ties.items() if v in (r.a, r.b, r.total)]
         gone = [slot for slot, scope in live.items() if v in scope]
+        joint = {v}.union(*(live[slot] for slot in gone))
+        for key in tied[1:]:
+            joint |= {ties[key].a, ties[key].b, ties[key].total}
+        order.append(v)
+        joins.append((frozenset(joint), frozenset(others) if tied else frozenset()))
         for slot in gone:
             del live[slot]
-        for key in [key for key, r in ties.items() if v in (r.a, r.b, r.total)]:
+        for key in tied:
             del ties[key]
         live[len(scopes) + v] = tuple(sorted(others))
         remaining.discard(v)
         stale = others
-    return order, work
+    return Order(tuple(order), tuple(joins))
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,18 +118,15 @@ class Elimination:
         work: entries of all tables of one pass.
     """
 
-    def __init__(self, cells: Cells, scopes: Sequence[Scope], cap: int) -> None:
+    def __init__(self, cells: Cells, scopes: Sequence[Scope], order: Order, cap: int) -> None:
         self.sizes = cells.sizes
         self.exact = True
         self.work = 0
         self._steps: list[tuple[int, tuple[_Bucket, ...]]] = []
         self._masks: dict[int, np.ndarray] = {}
-        self._plan(cells, list(scopes), cap)
-
-    def _plan(self, cells: Cells, scopes: list[Scope], cap: int) -> None:
         live = dict(enumerate(scopes))
         relations = dict(enumerate(cells.network.relations))
-        for v in elimination_order(self.sizes, scopes, cells.network.relations)[0]:
+        for v in order.variables:
             self._eliminate(v, cells, live, relations, cap)
 
     def _eliminate(

@@ -20,6 +20,7 @@ import numpy as np
 
 from halp_iee.solve.dual import DualResult, Oracle, minimise_dual
 from halp_iee.solve.eliminate import elimination_order
+from halp_iee.solve.halp import solve_halp
 from halp_iee.solve.network import Network, compile_network, cut, even_starts, restrict
 from halp_iee.solve.problem import Problem
 from halp_iee.solve.search import Search
@@ -28,7 +29,7 @@ _PASS_WORK = 3_000_000
 """Table entries of one pass of the elimination: about 15 ms."""
 _TOTAL_WORK = 200_000_000
 """Table entries after which no further node is opened: about a second."""
-_NODE_WORK = 1_500_000
+_NODE_WORK = 500_000
 """What a node costs besides its passes, in the same measure."""
 _ENUMERATE = 100_000
 """Combinations that are tried one by one."""
@@ -52,23 +53,27 @@ def coarse_oracle(network: Network, work: int = _PASS_WORK) -> Oracle:
     lose more there.
     """
     tied = network.in_relations
-    longest = max(len(variable.grid) for variable in network.variables)
-    levels = [longest] + [most for most in (512, 256, 128, 96, 64, 48, 32, 24, 16, 12, 8) if most < longest]
-    scopes = [(v,) for v in range(len(network.variables))]
-    scopes += [scope for scope in network.latencies if len(scope) == 2]
-    for tied_most in levels:
+    sizes = [len(variable.grid) for variable in network.variables]
+    order = elimination_order(sizes, network.scopes, network.relations)
+    levels = [max(sizes), *(most for most in (512, 256, 128, 96, 64, 48, 32, 24, 16, 12, 8) if most < max(sizes))]
+
+    def starts(tied_most: int, most: int) -> tuple[np.ndarray, ...]:
+        return tuple(
+            even_starts(variable, tied_most if v in tied else most)
+            for v, variable in enumerate(network.variables)
+        )
+
+    def fits(cut_at: tuple[np.ndarray, ...]) -> bool:
+        return order.work([len(start) for start in cut_at]) <= work
+
+    for tied_most in levels if tied else levels[:1]:
         for most in levels:
-            starts = tuple(
-                even_starts(variable, tied_most if v in tied else most)
-                for v, variable in enumerate(network.variables)
-            )
-            if elimination_order([len(start) for start in starts], scopes, network.relations)[1] <= work:
-                return Oracle(cut(network, starts), cap=work)
-            if tied_most < longest and most <= 16:
+            if fits(starts(tied_most, most)):
+                return Oracle(cut(network, starts(tied_most, most)), order, cap=work)
+            if tied_most != levels[-1] and tied and most <= 16:
                 break
     # Too wide even so: keep moderate cells and minimise in parts.
-    starts = tuple(even_starts(variable, 64) for variable in network.variables)
-    return Oracle(cut(network, starts), cap=work // 8)
+    return Oracle(cut(network, starts(64, 64)), order, cap=work // 8)
 
 
 def bound_importance(problem: Problem) -> float:
@@ -84,6 +89,9 @@ def solve_joint(
     network = compile_network(problem)
     branch = _Branch(problem, Search(network), enumerate_at)
     bound = branch.run(network, tolerance, total_work)
+    if bound - branch.value > _EPSILON * abs(bound):
+        # The knapsack's answer is a point like any other; so this solver's is never below it.
+        branch.offer_widths(solve_halp(problem))
     if branch.point is None:
         return None
     return Solved(branch.search.widths(branch.point), branch.value, max(bound, branch.value))
@@ -126,10 +134,10 @@ class _Branch:
         oracle = coarse_oracle(network)
         result = minimise_dual(oracle, self.problem.ceiling_ms)
         self.work += oracle.elimination.work * (len(result.path) + 2) + _NODE_WORK
-        self._try_path(oracle, result)
         bound = min(above, result.bound)
         if bound <= self._threshold:
             return []
+        self._try_path(oracle, result, last=2 if self.point is not None else 4)
         if self._within(bound, tolerance):
             return [(bound, network)]
         child = self._rule_out(oracle, result)
@@ -144,22 +152,24 @@ class _Branch:
             return [(bound, child)]
         return [(bound, half) for half in _split(child, oracle, result)]
 
-    def _try_path(self, oracle: Oracle, result: DualResult) -> None:
+    def _try_path(self, oracle: Oracle, result: DualResult, last: int) -> None:
         """Answers from the last choices of the dual, which lie next to its least."""
         network = oracle.cells.network
         seen = set()
-        for choice in result.path[:-4:-1]:
-            widths = [
-                variable.grid[i]
-                for variable, i in zip(network.variables, oracle.points(choice), strict=False)
-            ]
-            raw = np.array(
-                [np.searchsorted(grid, k) for grid, k in zip(self.search.grids, widths, strict=False)]
-            )
-            for point in (self.search.polish(raw, choice.price), raw):
+        for choice in result.path[: -last - 1 : -1]:
+            points = oracle.points(choice)
+            raw = self._indices(np.array([network.variables[g].grid[i] for g, i in enumerate(points)]))
+            for point in (self.search.polish(raw, choice.price), raw)[: last - 1]:
                 if point.tobytes() not in seen:
                     seen.add(point.tobytes())
                     self._offer(self.search.improve(point))
+
+    def offer_widths(self, widths: np.ndarray | None) -> None:
+        if widths is not None:
+            self._offer(self.search.improve(self._indices(widths)))
+
+    def _indices(self, widths: np.ndarray) -> np.ndarray:
+        return np.array([np.searchsorted(grid, k) for grid, k in zip(self.search.grids, widths, strict=False)])
 
     def _offer(self, found: tuple[np.ndarray, float] | None) -> None:
         if found is not None and found[1] > self.value:
@@ -185,7 +195,11 @@ class _Branch:
     def _try_all(self, network: Network) -> None:
         count = len(self.problem.groups)
         grids = [variable.grid for variable in network.variables[:count]]
-        combinations = np.stack(np.meshgrid(*grids, indexing="ij"), axis=-1).reshape(-1, count)
+        numbers = np.arange(math.prod(len(grid) for grid in grids))
+        combinations = np.empty((len(numbers), count), dtype=np.int64)
+        for g, grid in enumerate(grids):
+            numbers, digit = np.divmod(numbers, len(grid))
+            combinations[:, g] = grid[digit]
         values = np.zeros(len(combinations))
         for g, variable in enumerate(network.variables[:count]):
             values += variable.values[np.searchsorted(variable.grid, combinations[:, g])]
@@ -195,9 +209,7 @@ class _Branch:
             first = self.problem.first_within(combinations[part])
             if first is not None:
                 best = combinations[part[first]]
-                point = np.array(
-                    [np.searchsorted(grid, k) for grid, k in zip(self.search.grids, best, strict=False)]
-                )
+                point = self._indices(best)
                 self._offer((point, self.search.value(point)))
                 return
 

@@ -62,6 +62,12 @@ class Network:
     constant_ms: float
 
     @property
+    def scopes(self) -> list[tuple[int, ...]]:
+        """Every variable alone, then the pairs that share a latency."""
+        pairs = [scope for scope in self.latencies if len(scope) == 2]
+        return [(v,) for v in range(len(self.variables))] + pairs
+
+    @property
     def in_relations(self) -> frozenset[int]:
         """Variables that take part in a sum."""
         return frozenset(v for r in self.relations for v in (r.a, r.b, r.total))

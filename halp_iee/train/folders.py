@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,11 @@ def _collate(items: list[Any]) -> Any:
     return torch.stack(images), torch.tensor(labels)
 
 
+def _leave_ctrl_c_to_the_loop(worker: int) -> None:
+    """A terminal sends the signal to workers too; one that died of it would take the step with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 class FolderSplit:
     """Images in files. See `Split`."""
 
@@ -120,6 +126,7 @@ class FolderSplit:
             num_workers=workers,
             collate_fn=_collate,
             generator=torch.Generator(),  # else it would draw from the global one
+            worker_init_fn=_leave_ctrl_c_to_the_loop,
         )
         for batch in loader:
             if isinstance(batch, str):

@@ -64,7 +64,9 @@ class Kernel:
             if not all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v <= 1 << 16 for v in value):
                 raise _bad(f"{name} is {value!r}, and must hold whole numbers from 0 to 65536")
         if len(self.spatial) > 3 or len(self.kernel_size) > 3:
-            raise _bad(f"spatial {self.spatial} and kernel_size {self.kernel_size} may have three numbers at most")
+            raise _bad(
+                f"spatial {self.spatial} and kernel_size {self.kernel_size} may have three numbers at most"
+            )
         if (self.group_width is None) != (self.group_out is None):
             raise _bad("group_width and group_out go together")
         if unknown := [f for f in self.fused if f not in _FUSABLE]:
@@ -81,7 +83,9 @@ class Kernel:
         if self.op not in SPATIAL_OPS or len(self.spatial) != 2:
             return "rows"
         if self.op in ("conv", "conv_transpose"):
-            return self.op if self.group_width is None else "depthwise" if self.group_width == 1 else "grouped"
+            return (
+                self.op if self.group_width is None else "depthwise" if self.group_width == 1 else "grouped"
+            )
         if self.op in ("max_pool", "avg_pool", "global_pool"):
             return "pool"
         return "pointwise" if self.op in ("add", "activation", "batch_norm") else "copy"
@@ -139,13 +143,8 @@ class Kernel:
                 if len(value) > 8:
                     raise _bad(f"{f.name} holds {len(value)} values")
                 value = tuple(value)
-            wanted: type | tuple[type, ...] = {"op": str, "plain": bool, "group_width": int, "group_out": int}.get(
-                f.name, tuple
-            )
-            if not isinstance(value, wanted) or (wanted is int and (isinstance(value, bool) or not 0 < value < 65537)):
+            if not _fits(f.name, value):
                 raise _bad(f"{f.name} is {str(value)[:60]!r}")
-            if f.name == "fused" and not all(isinstance(v, str) for v in value):
-                raise _bad(f"fused is {str(value)[:60]!r}")
             values[f.name] = value
         if "op" not in values:
             raise _bad("the operation is missing")
@@ -185,6 +184,16 @@ class KernelRange:
         except (KeyError, TypeError, ValueError) as e:
             raise _bad("an entry needs `kernel`, `c_in` and `c_out`, the last two as [low, high]") from e
         return cls(Kernel.from_json(kernel), (a, b), (c, d))
+
+
+def _fits(name: str, value: Any) -> bool:
+    if name == "op":
+        return isinstance(value, str)
+    if name == "plain":
+        return isinstance(value, bool)
+    if name in ("group_width", "group_out"):
+        return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 65537
+    return isinstance(value, tuple) and (name != "fused" or all(isinstance(v, str) for v in value))
 
 
 def _bad(why: str) -> TableError:

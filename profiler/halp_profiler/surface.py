@@ -69,7 +69,7 @@ class Surface:
 
     def corners(self, c_in: int, c_out: int) -> list[tuple[int, int]]:
         """The measured points that the surface rests on at one pair of widths."""
-        (_, block_in, block_out, mine), = self._classes(np.array([c_in]), self.lines_in)
+        ((_, block_in, block_out, mine),) = self._classes(np.array([c_in]), self.lines_in)
         rows = {int(mine[w[0]]) for w in _weights(self.lines_in[mine], np.array([c_in]), block_in)[:2]}
         if self.kernel.diagonal:
             return [(c, self.kernel.c_out_of(c)) for c in self.lines_in[sorted(rows)].tolist()]

@@ -21,7 +21,6 @@ MODES = ("adaptive", "exhaustive")
 Progress = Callable[[int, int, float], None]
 """Called with (points done, points planned so far, seconds left)."""
 
-_TOGETHER = 6  # points timed in one set of interleaved rounds; a crash loses these at most
 _JUDGES = 4  # held-out points a kernel
 _SHARE_FOR_JUDGING = 0.15
 
@@ -100,7 +99,9 @@ def run(
     if not 0 < max_error < 1:
         raise UsageError("The sweep cannot start", f"max_error is {max_error}", "Give a share, e.g. 0.02")
     if time_budget_s is not None and not time_budget_s > 0:
-        raise UsageError("The sweep cannot start", f"time_budget_s is {time_budget_s}", "Give seconds above 0")
+        raise UsageError(
+            "The sweep cannot start", f"time_budget_s is {time_budget_s}", "Give seconds above 0"
+        )
     refused = {r.kernel.key: why for r in ranges if (why := backend.refusal(r.kernel))}
     wanted = [r for r in merged(ranges) if r.kernel.key not in refused]
     known = tables.create_or_check(path, backend.header())
@@ -132,13 +133,16 @@ class _Log:
     def left_s(self) -> float:
         return float("inf") if self.budget_s is None else self.budget_s - (time.monotonic() - self.start)
 
-    def measure(self, requests: Sequence[Request], *, must: bool, flag: str = "", until_left_s: float = 0.0) -> bool:
+    def measure(
+        self, requests: Sequence[Request], *, must: bool, flag: str = "", until_left_s: float = 0.0
+    ) -> bool:
         """Measures what is not there yet; False when the time ran out first (never if ``must``)."""
         todo = [q for q in dict.fromkeys(requests) if not self._has(q, flag)]
-        for i in range(0, len(todo), _TOGETHER):
+        together = self.backend.together
+        for i in range(0, len(todo), together):
             if not must and self.left_s() <= until_left_s:
                 return False
-            new = self.backend.measure(todo[i : i + _TOGETHER])
+            new = self.backend.measure(todo[i : i + together])
             if flag:
                 new = [_flagged(p, flag) for p in new]
             self.keep(new)
@@ -198,7 +202,9 @@ def _repair(log: _Log, ranges: Sequence[KernelRange], max_error: float) -> None:
         suspects: dict[PointKey, None] = {}
         for p in _judges(log, r.kernel):
             if abs(float(surface(p.c_in, p.c_out)) - p.median_ms) > 2 * max_error * max(p.median_ms, 1e-6):
-                suspects.update(dict.fromkeys([p.key, *((r.kernel, *at) for at in surface.corners(p.c_in, p.c_out))]))
+                suspects.update(
+                    dict.fromkeys([p.key, *((r.kernel, *at) for at in surface.corners(p.c_in, p.c_out))])
+                )
         for key in suspects:
             old = log.points.get(key)
             if old is None:
@@ -239,8 +245,10 @@ def _lines(low: int, high: int, block: int, steps: Steps | None, quantum: int) -
         aligned_high = high // steps.align * steps.align
         first |= {aligned_high, high - 1 if high % steps.align == 0 else high, steps.free_below + 1, 1}
         rest |= {steps.align, 3, steps.align + 1, block + 1, 2 * block - 1, high // 2 // block * block + 1}
-    keep = lambda lines: sorted({c // quantum * quantum for c in lines if low <= c // quantum * quantum <= high})  # noqa: E731
-    return keep(first), keep(rest - first)
+    return tuple(
+        sorted({c // quantum * quantum for c in lines if low <= c // quantum * quantum <= high})
+        for lines in (first, rest - first)
+    )
 
 
 def _crossing(kernel: Kernel, into: Iterable[int], out: Iterable[int]) -> list[Request]:
@@ -257,7 +265,9 @@ def _exhaustive(r: KernelRange) -> list[Request]:
 
 
 def _dense_ms(log: _Log, r: KernelRange) -> float:
-    point = log.points.get((r.kernel, r.c_in[1], r.kernel.c_out_of(r.c_in[1]) if r.kernel.diagonal else r.c_out[1]))
+    point = log.points.get(
+        (r.kernel, r.c_in[1], r.kernel.c_out_of(r.c_in[1]) if r.kernel.diagonal else r.c_out[1])
+    )
     return point.median_ms if point else 0.0
 
 
@@ -340,7 +350,9 @@ def _held_out_errors(log: _Log, ranges: Sequence[KernelRange]) -> list[float]:
     for r in ranges:
         if judges := _judges(log, r.kernel):
             surface = log.surface(r.kernel)
-            errors += [abs(float(surface(p.c_in, p.c_out)) / p.median_ms - 1) for p in judges if p.median_ms > 0]
+            errors += [
+                abs(float(surface(p.c_in, p.c_out)) / p.median_ms - 1) for p in judges if p.median_ms > 0
+            ]
     return errors
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -145,7 +144,9 @@ def read(path: str | Path) -> Table:
             raise _bad(path, f"it is larger than {_MAX_BYTES >> 20} MB")
         data = path.read_bytes()
     except OSError as e:
-        raise _bad(path, e.strerror or str(e), "Name an existing table or measure one with `halp-iee profile`") from e
+        raise _bad(
+            path, e.strerror or str(e), "Name an existing table or measure one with `halp-iee profile`"
+        ) from e
     return parse(data, path)
 
 
@@ -190,13 +191,17 @@ def create_or_check(path: str | Path, header: Header) -> Table:
         data = file.read()
         if b"\n" not in data:  # new, or killed within its very first line
             if data.strip() and not data.startswith(b'{"record"'):
-                raise _bad(path, "it is not a latency table", "Choose another file: this one is left as it is")
+                raise _bad(
+                    path, "it is not a latency table", "Choose another file: this one is left as it is"
+                )
             file.truncate(0)
             _write(file, path, [header.to_json()])
             return Table(header, (), path)
         table = parse(data, path)
     if why := table.header.difference(header):
-        raise _bad(path, f"it is of another device or setting: {why}", "Measure into a new file: this one is kept")
+        raise _bad(
+            path, f"it is of another device or setting: {why}", "Measure into a new file: this one is kept"
+        )
     return table
 
 
@@ -231,7 +236,9 @@ def merge(paths: Sequence[str | Path], out: str | Path) -> Table:
     points: dict[PointKey, Point] = {}
     for table in tables:
         if why := header.difference(table.header):
-            raise TableError(f"{tables[0].path} and {table.path} cannot be merged", why, "Merge tables of one device")
+            raise TableError(
+                f"{tables[0].path} and {table.path} cannot be merged", why, "Merge tables of one device"
+            )
         for point in table.points:
             known = points.get(point.key)
             if known is None or len(point.flags) <= len(known.flags):
@@ -251,7 +258,9 @@ def write(table: Table, path: str | Path) -> None:
     name = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=".", suffix=".tmp", delete=False) as file:
+        with tempfile.NamedTemporaryFile(
+            "wb", dir=path.parent, prefix=".", suffix=".tmp", delete=False
+        ) as file:
             name = file.name
             for record in [table.header.to_json(), *(p.to_json() for p in table.points)]:
                 file.write(_line(record))
@@ -332,7 +341,9 @@ def _header(record: Mapping[str, Any], path: Path, number: int) -> Header:
     if record.get("record") != "header":
         raise _bad(path, f"line {number} is not a table's header")
     if record.get("schema") != SCHEMA:
-        raise _bad(path, f"its schema is {str(record.get('schema'))[:20]!r} and this version reads schema {SCHEMA}")
+        raise _bad(
+            path, f"its schema is {str(record.get('schema'))[:20]!r} and this version reads schema {SCHEMA}"
+        )
     device, how, batch = record.get("device"), record.get("how", {}), record.get("batch")
     texts = {n: record.get(n) for n in ("backend", "backend_version", "precision", "layout", "source")}
     wrong = [n for n, v in texts.items() if not isinstance(v, str) or len(v) > 200]
@@ -346,7 +357,8 @@ def _header(record: Mapping[str, Any], path: Path, number: int) -> Header:
         wrong.append("source")
     if wrong:
         raise _bad(path, f"the header's {wrong[0]} is missing or has an impossible value")
-    assert isinstance(device, dict) and isinstance(batch, int)
+    assert isinstance(device, dict)
+    assert isinstance(batch, int)
     return Header(device=device, batch=batch, how=how, **{n: str(v) for n, v in texts.items()})
 
 
@@ -355,31 +367,39 @@ def _point(record: Mapping[str, Any], path: Path, number: int) -> Point:
         kernel = Kernel.from_json(record)
     except TableError as e:
         raise _bad(path, f"line {number}: {e.why}") from e
-    numbers: dict[str, float] = {}
-    for name in ("median_ms", "p25_ms", "p75_ms"):
-        value = record.get(name)
-        ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
-        if not ok:
-            raise _bad(path, f"line {number}: {name} is {str(value)[:40]!r}, and must be a number of 0 or more")
-        assert value is not None
-        numbers[name] = float(value)
-    whole: dict[str, int] = {}
-    for name, low in (("c_in", 1), ("c_out", 1), ("samples", 0)):
-        value = record.get(name)
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= _MAX_CHANNELS:
-            raise _bad(path, f"line {number}: {name} is {str(value)[:40]!r}, and must be a whole number of {low} or more")
-        whole[name] = value
+    median, p25, p75 = (_latency(record, n, path, number) for n in ("median_ms", "p25_ms", "p75_ms"))
+    c_in, c_out = (_whole(record, n, 1, path, number) for n in ("c_in", "c_out"))
+    samples = _whole(record, "samples", 0, path, number)
     flags = record.get("flags", [])
     if not isinstance(flags, list) or not all(isinstance(f, str) for f in flags):
         raise _bad(path, f"line {number}: flags is {str(flags)[:40]!r}")
-    return Point(kernel, flags=tuple(flags), **whole, **numbers)
+    return Point(kernel, c_in, c_out, median, p25, p75, samples, tuple(flags))
+
+
+def _latency(record: Mapping[str, Any], name: str, path: Path, number: int) -> float:
+    value = record.get(name)
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e9
+    if not fits:
+        raise _bad(path, f"line {number}: {name} is {str(value)[:40]!r}, and must be a number of 0 or more")
+    return float(value)  # type: ignore[arg-type]
+
+
+def _whole(record: Mapping[str, Any], name: str, low: int, path: Path, number: int) -> int:
+    value = record.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= _MAX_CHANNELS:
+        raise _bad(
+            path, f"line {number}: {name} is {str(value)[:40]!r}, and must be a whole number of {low} or more"
+        )
+    return value
 
 
 def _short(value: float) -> float:
     return float(f"{value:.5g}")
 
 
-def _bad(path: Path, why: str, remedy: str = "Measure it again with `halp-iee profile`, or use another table") -> TableError:
+def _bad(
+    path: Path, why: str, remedy: str = "Measure it again with `halp-iee profile`, or use another table"
+) -> TableError:
     return TableError(f"The latency table {path} cannot be used", why, remedy)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pydantic
 import pytest
 from hypothesis import given
@@ -50,5 +52,5 @@ def test_the_learning_rate_rises_to_its_peak_then_falls(epochs, warmup, steps, l
     rates = [recipe.lr_at(step, steps) for step in range(epochs * steps)]
     peak = rates.index(max(rates))
     assert all(0 <= rate <= lr * (1 + 1e-9) for rate in rates)
-    assert all(a <= b for a, b in zip(rates[:peak], rates[1 : peak + 1], strict=True))
-    assert all(a >= b for a, b in zip(rates[peak:], rates[peak + 1 :], strict=False))
+    assert all(a <= b for a, b in pairwise(rates[: peak + 1]))
+    assert all(a >= b for a, b in pairwise(rates[peak:]))

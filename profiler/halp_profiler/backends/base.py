@@ -21,7 +21,13 @@ class Request:
 
 
 class Backend(Protocol):
-    """Times kernels on one device."""
+    """Times kernels on one device.
+
+    Attributes:
+        together: points measured at once; a crash loses as many at most.
+    """
+
+    together: int
 
     def header(self) -> Header:
         """What a table of this backend begins with."""

@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from halp_profiler.geometry import geometry, output_spatial
 from halp_profiler.kernel import SPATIAL_OPS, Kernel
 
 OPSET = 18
@@ -104,33 +105,6 @@ def output_shape(kernel: Kernel, c_out: int, batch: int) -> tuple[int, ...]:
     return (batch, c_out, *output_spatial(kernel))
 
 
-def output_spatial(kernel: Kernel) -> tuple[int, ...]:
-    """Spatial size of what it makes."""
-    if kernel.op == "global_pool":
-        return (1,) * len(kernel.spatial)
-    if kernel.op == "interpolate":
-        return kernel.kernel_size
-    if not kernel.kernel_size:
-        return kernel.spatial
-    n = len(kernel.spatial)
-    stride, padding, dilation = _geometry(kernel)
-    if kernel.op == "conv_transpose":
-        extra = kernel.output_padding or (0,) * n
-        return tuple(
-            (kernel.spatial[i] - 1) * stride[i] - 2 * padding[i] + dilation[i] * (kernel.kernel_size[i] - 1)
-            + extra[i] + 1 for i in range(n)
-        )  # fmt: skip
-    return tuple(
-        (kernel.spatial[i] + 2 * padding[i] - dilation[i] * (kernel.kernel_size[i] - 1) - 1) // stride[i] + 1
-        for i in range(n)
-    )
-
-
-def _geometry(kernel: Kernel) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    n = len(kernel.kernel_size)
-    return kernel.stride or (1,) * n, kernel.padding or (0,) * n, kernel.dilation or (1,) * n
-
-
 def activation(d: Drawing, name: str, x: str) -> str:
     """The activation as torch's exporter writes it."""
 
@@ -154,11 +128,13 @@ def activation(d: Drawing, name: str, x: str) -> str:
             erf = d.node("Erf", [d.node("Div", [x, scalar(2**0.5)])])
             return d.node("Mul", [d.node("Mul", [x, d.node("Add", [erf, scalar(1)])]), scalar(0.5)])
         case _:
-            return d.node({"sigmoid": "Sigmoid", "tanh": "Tanh", "leaky_relu": "LeakyRelu", "elu": "Elu"}[name], [x])
+            return d.node(
+                {"sigmoid": "Sigmoid", "tanh": "Tanh", "leaky_relu": "LeakyRelu", "elu": "Elu"}[name], [x]
+            )
 
 
 def _conv(d: Drawing, k: Kernel, x: str, c_in: int, c_out: int, batch: int) -> str:
-    stride, padding, dilation = _geometry(k)
+    stride, padding, dilation = geometry(k)
     groups = c_in // k.group_width if k.group_width else 1
     attrs: dict[str, Any] = {
         "kernel_shape": k.kernel_size, "strides": stride, "pads": (*padding, *padding), "dilations": dilation,
@@ -183,7 +159,7 @@ def _matmul(d: Drawing, k: Kernel, x: str, c_in: int, c_out: int, batch: int) ->
 
 
 def _pool(d: Drawing, k: Kernel, x: str, c_in: int, c_out: int, batch: int) -> str:
-    stride, padding, _ = _geometry(k)
+    stride, padding, _ = geometry(k)
     op = {"max_pool": "MaxPool", "avg_pool": "AveragePool"}[k.op]
     extra = {} if k.op == "max_pool" else {"count_include_pad": 1}
     return d.node(op, [x], kernel_shape=k.kernel_size, strides=stride, pads=(*padding, *padding), **extra)

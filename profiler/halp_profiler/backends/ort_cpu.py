@@ -13,12 +13,15 @@ import numpy as np
 from halp_profiler.backends.base import Request
 from halp_profiler.devices import host_fingerprint
 from halp_profiler.errors import DeviceError
+from halp_profiler.geometry import output_spatial
 from halp_profiler.kernel import Kernel
 from halp_profiler.steps import Steps
 from halp_profiler.table import Header, Point
 from halp_profiler.timing import Timing, time_interleaved
 
-_SESSION_MS = 0.25  # a session runs its kernel as often as fills about this, so that the call itself hardly counts
+_SESSION_MS = (
+    0.25  # a session runs its kernel as often as fills about this, so that the call itself hardly counts
+)
 _MAX_REPEATS = 48
 _GMACS_A_MS = 0.04  # a rough guess of one core, only to choose the number of repetitions
 _UNSTABLE_OVER = 0.08
@@ -51,8 +54,11 @@ class OrtCpu:
     """
 
     name = "onnxruntime-cpu"
+    together = 6  # points in one set of interleaved rounds
 
-    def __init__(self, *, threads: int = 1, batch: int = 1, min_rounds: int = 9, min_seconds: float = 0.004) -> None:
+    def __init__(
+        self, *, threads: int = 1, batch: int = 1, min_rounds: int = 9, min_seconds: float = 0.004
+    ) -> None:
         try:
             import onnx  # noqa: F401  (the builder needs it; better to say so at once)
             import onnxruntime
@@ -123,7 +129,9 @@ class OrtCpu:
         points = self._time(requests, prepared, self._min_rounds)
         shaky = [i for i, p in enumerate(points) if p.flags]
         if shaky:
-            again = self._time([requests[i] for i in shaky], [prepared[i] for i in shaky], 3 * self._min_rounds)
+            again = self._time(
+                [requests[i] for i in shaky], [prepared[i] for i in shaky], 3 * self._min_rounds
+            )
             for i, point in zip(shaky, again, strict=True):
                 points[i] = point
         return points
@@ -133,7 +141,9 @@ class OrtCpu:
         timings = time_interleaved(
             calls, min_rounds=rounds, min_seconds=self._min_seconds, warmup=1, unstable_over=_UNSTABLE_OVER
         )
-        return [self._point(r, p, timings, i) for i, (r, p) in enumerate(zip(requests, prepared, strict=True))]
+        return [
+            self._point(r, p, timings, i) for i, (r, p) in enumerate(zip(requests, prepared, strict=True))
+        ]
 
     def _point(self, request: Request, prepared: _Prepared, timings: dict[str, Timing], i: int) -> Point:
         timing = timings[f"{i}many"]
@@ -167,7 +177,9 @@ class OrtCpu:
 
     def _shapes(self, built: Any, piece: Any) -> dict[str, tuple[int, ...]]:
         """Shapes of the piece's inputs, with the channels that the runtime's layout really stores."""
-        declared = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in built.graph.input}
+        declared = {
+            v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in built.graph.input
+        }
         probes = [shape for name, shape in declared.items() if name.startswith("probe_")]
         shapes: dict[str, tuple[int, ...]] = {}
         for name, stored in piece.entries.items():
@@ -211,7 +223,14 @@ class OrtCpu:
 
     def _failures(self) -> tuple[type[BaseException], ...]:
         state = self._ort.capi.onnxruntime_pybind11_state
-        names = ("Fail", "InvalidArgument", "InvalidGraph", "NotImplemented", "RuntimeException", "NoSuchFile")
+        names = (
+            "Fail",
+            "InvalidArgument",
+            "InvalidGraph",
+            "NotImplemented",
+            "RuntimeException",
+            "NoSuchFile",
+        )
         return tuple(getattr(state, n) for n in names if hasattr(state, n))
 
     def _measure_overhead(self) -> float:
@@ -231,8 +250,6 @@ class OrtCpu:
 
 
 def _repeats(kernel: Kernel, c_in: int, c_out: int, batch: int) -> int:
-    from halp_profiler.backends.onnx_kernels import output_spatial
-
     outputs = batch * c_out * int(np.prod(output_spatial(kernel)))
     macs = outputs * int(np.prod(kernel.kernel_size or (1,))) * (kernel.group_width or c_in)
     guess_ms = max(macs / 1e9 / _GMACS_A_MS, outputs * 4 / 1e7, 0.002)
@@ -240,4 +257,3 @@ def _repeats(kernel: Kernel, c_in: int, c_out: int, batch: int) -> int:
 
 
 _CONV = Kernel("conv", (8, 8), (3, 3), (1, 1), (1, 1))
-

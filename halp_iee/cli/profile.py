@@ -1,0 +1,64 @@
+"""`halp-iee profile`: a network's layers, timed over channel counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from halp_iee.cli import options, show
+from halp_iee.cli.progress import Bars
+
+
+@click.command("profile")
+@options.model
+@options.input_shape
+@options.device
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="FILE",
+    help="The table's file; one that is there is continued.  [default: in the user's cache]",
+)
+@options.json_flag
+def command(model: str, input_shape: tuple[int, ...] | None, out: Path | None, as_json: bool, **device: Any) -> int:
+    """Time a network's layers over channel counts and write a latency table.
+
+    What the table holds already is not measured again, so an interrupted sweep goes on when it is called again. For
+    a device that is not attached the table is modelled from its datasheet, and says so in every line that uses it.
+
+    \b
+      halp-iee profile --model resnet50
+      halp-iee profile --gpu titanv --model resnet50
+    """
+    import torch
+
+    from halp_iee import models, trace
+    from halp_iee.cli.assemble import device_choice
+    from halp_iee.latency import LatencyModel
+    from halp_iee.run import stages
+
+    choice = device_choice(**device)
+    bars = Bars()
+    network = models.build(model)
+    shape = input_shape or models.default_input_shape(model)
+    graph = trace(network, torch.randn(choice.batch, *shape))
+    table = stages.find_or_make_table(graph, model, choice, shape, bars, out)
+    cost = LatencyModel(graph, table)
+    if as_json:
+        show.emit_json({**table.summary(), "model": model, "dense_ms": cost.dense_ms,
+                        "layers": [vars(layer) for layer in cost.describe()]})  # fmt: skip
+        return 0
+    if table.source == "modelled":
+        click.echo(f"MODELLED from the datasheet of {table.device}, not measured.")
+    click.echo(table.path)
+    holds = f"{len(table)} points of {len(table.kernels)} kernels"
+    click.echo(f"{holds} on {table.device}, batch {table.batch}, {table.source}\n")
+    rows = [[la.name, f"{la.c_in} -> {la.c_out}", f"{la.dense_ms:.4g}", f"{100 * la.share:.1f}%"]
+            for la in sorted(cost.describe(), key=lambda la: -la.dense_ms)[:12]]  # fmt: skip
+    click.echo(show.table(["layer", "channels", "ms", "share"], rows))
+    click.echo(f"\n{model} dense: {cost.dense_ms:.4g} ms as the sum of {len(cost.layers)} layers, {table.source}; "
+               f"{1000 * table.batch / cost.dense_ms:.0f} FPS")  # fmt: skip
+    return 0

@@ -1,0 +1,180 @@
+"""`trace` and `ChannelGraph`: the channel structure of a network, and what can be done with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from halp_iee.errors import GraphError
+from halp_iee.graph.capture import Capture, capture_model, named_tensors
+from halp_iee.graph.groups import AxisUnits, Structure
+from halp_iee.graph.keep import checked
+from halp_iee.graph.masking import zeroed
+from halp_iee.graph.records import ChannelGroup, Keep, Op
+from halp_iee.graph.structure import find_structure
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGraph:
+    """What one run of a network revealed about its channels.
+
+    Attributes:
+        model: the traced network itself, untouched.
+        example_inputs: (args, kwargs) as the network was called.
+        groups: the units that can be removed, and those that cannot with the reason.
+        ops: what ran, in order.
+        unknown: operations without a rule -> where they ran; they froze what they read.
+        structure: where every unit stands in every tensor.
+    """
+
+    model: nn.Module
+    example_inputs: tuple[tuple[Any, ...], dict[str, Any]]
+    groups: tuple[ChannelGroup, ...]
+    ops: tuple[Op, ...]
+    unknown: Mapping[str, str]
+    structure: Structure
+
+    def group(self, name: str) -> ChannelGroup:
+        """The group of this name.
+
+        Raises:
+            GraphError: there is none; the nearest names are suggested.
+        """
+        checked({name: [0]} if name not in self._by_name else {}, self.groups)
+        return self._by_name[name]
+
+    @cached_property
+    def _by_name(self) -> dict[str, ChannelGroup]:
+        return {group.name: group for group in self.groups}
+
+    @property
+    def axes(self) -> Mapping[str, tuple[AxisUnits | None, ...]]:
+        """Parameter or buffer name -> for each axis which unit stands where; None for an axis without units."""
+        return self.structure.axes
+
+    @property
+    def shared_names(self) -> tuple[tuple[str, ...], ...]:
+        """All names of each parameter and buffer; several where it is shared."""
+        return self.structure.shared
+
+    @cached_property
+    def full_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of every parameter and buffer of the full network."""
+        return MappingProxyType({name: tuple(tensor.shape) for name, tensor in named_tensors(self.model).items()})
+
+    @property
+    def full_widths(self) -> dict[str, int]:
+        return {group.name: group.size for group in self.groups}
+
+    def widths(self, keep: Keep) -> dict[str, int]:
+        """Units left in every group."""
+        kept = checked(keep, self.groups)
+        return {group.name: len(kept[group.name]) if group.name in kept else group.size for group in self.groups}
+
+    def positions(self, keep: Keep) -> dict[str, tuple[np.ndarray | None, ...]]:
+        """For every labelled parameter and buffer, the positions kept on each axis; None: the axis stays whole."""
+        return self.structure.positions(checked(keep, self.groups))
+
+    @contextmanager
+    def masked(self, keep: Keep, model: nn.Module | None = None) -> Iterator[nn.Module]:
+        """Zero the units that are not kept, in every parameter and on every axis.
+
+        Args:
+            keep: group name -> units that stay; groups not named stay whole.
+            model: another network of the same structure; default the traced one.
+
+        Raises:
+            GraphError: `keep` is not valid.
+        """
+        with zeroed(self.model if model is None else model, self.positions(keep), self.full_shapes) as network:
+            yield network
+
+    def slim(self, keep: Keep, model: nn.Module | None = None) -> nn.Module:
+        """A new, ordinary, smaller network that computes what the masked one does.
+
+        Args:
+            keep: group name -> units that stay; groups not named stay whole.
+            model: a network of the same structure and sizes whose values to take; default the traced one.
+
+        Raises:
+            GraphError: `keep` is not valid, or masked and slim do not agree.
+        """
+        from halp_iee.slim.build import build_slim
+
+        return build_slim(self, checked(keep, self.groups), model)
+
+    def __repr__(self) -> str:
+        free = sum(group.prunable for group in self.groups)
+        return (
+            f"ChannelGraph({type(self.model).__name__}: {len(self.ops)} operations, {len(self.groups)} groups, "
+            f"{free} prunable)"
+        )
+
+
+def call_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """How to call the network: a tensor, a tuple or list of arguments, or a dict of keyword arguments."""
+    if isinstance(example_inputs, Tensor):
+        return (example_inputs,), {}
+    if isinstance(example_inputs, Mapping):
+        return (), {str(key): value for key, value in example_inputs.items()}
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(example_inputs), {}
+    raise GraphError(
+        "The network cannot be traced",
+        f"the example inputs are a {type(example_inputs).__name__}",
+        "Pass a tensor, a tuple of arguments, or a dict of keyword arguments",
+    )
+
+
+def unused_parameters(model: nn.Module, capture: Capture) -> bool:
+    """Whether some parameter took no part in the run (heads used in training only)."""
+    read = {ref.id for call in capture.calls for ref in call.refs}
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return any(value not in read and names[0] in parameters for value, names in capture.tensors.items())
+
+
+def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
+    """Find a network's channel structure by running it once.
+
+    The network is run in eval mode on tensors without data (on the real ones if it
+    looks at them); it is left as it was: mode, parameters, buffers, random state.
+
+    Args:
+        model: any module.
+        example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments.
+
+    Raises:
+        GraphError: the network does not run on these inputs.
+    """
+    if not isinstance(model, nn.Module):
+        raise GraphError(
+            "The network cannot be traced", f"it is a {type(model).__name__}", "Pass a torch.nn.Module instance"
+        )
+    args, kwargs = call_arguments(example_inputs)
+    with torch.no_grad():
+        captures = [capture_model(model, args, kwargs)]
+        if unused_parameters(model, captures[0]):
+            try:
+                captures.append(
+                    capture_model(model, args, kwargs, training=True, first=len(captures[0].calls) + 1)
+                )
+            except GraphError:
+                pass  # many networks cannot be trained on the inputs that they infer from
+        search = find_structure(model, args, kwargs, captures)
+    unknown = {name: where for labels in search.labels for name, where in labels.unknown.items()}
+    return ChannelGraph(
+        model=model,
+        example_inputs=(args, kwargs),
+        groups=search.structure.groups,
+        ops=search.operations.records(search.structure),
+        unknown=MappingProxyType(unknown),
+        structure=search.structure,
+    )

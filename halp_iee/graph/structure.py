@@ -1,0 +1,190 @@
+"""Apply the rules, try the result, and repeat until the slim network runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from halp_iee.graph.capture import Capture
+from halp_iee.graph.groups import Structure, form
+from halp_iee.graph.labels import Freeze, Labels, Step, start
+from halp_iee.graph.operations import Operations
+from halp_iee.graph.rules import RULES, unknown
+from halp_iee.graph.rules.base import with_zero
+from halp_iee.graph.trial import Failure, attempt
+
+TRIAL_SEEDS = (0, 1)
+MOST_ROUNDS = 40
+
+Decisions = Mapping[tuple[int, int], int]
+
+
+def apply_rules(
+    capture: Capture, model: nn.Module, decisions: Decisions, frozen: Sequence[Freeze], first_atom: int = 0
+) -> Labels:
+    """Label every value of a capture. Parameters have the same atoms in every capture of a network."""
+    labels = start(capture, model, decisions, frozen)
+    labels.atoms = max(labels.atoms, first_atom)
+    for call in capture.calls:
+        step = Step(labels, call)
+        rule = RULES.get(call.name)
+        if rule is None:
+            unknown(step)
+            if any(labels.of[ref.id] is not None for ref in call.refs):
+                labels.unknown.setdefault(call.name, call.module)
+        else:
+            try:
+                rule.apply(step)
+            except Exception as error:  # a form of the call that its rule does not foresee
+                labels.unknown.setdefault(call.name, f"{call.module} ({type(error).__name__}: {error})")
+                unknown(step)
+        if call.mutated:
+            made = labels.of[call.outputs[0]] if call.outputs and call.outputs[0] is not None else None
+            if made is None or any(axis is not None and not axis.zero for axis in made):
+                for value in call.mutated:
+                    label = labels.of[value]
+                    if label is not None and value not in capture.tensors:
+                        labels.of[value] = with_zero(label, False)
+    for value in capture.outputs:
+        for axis in labels.of[value] or []:
+            if axis is not None:
+                labels.freeze(axis.atoms, "network output", capture.first + len(capture.calls))
+    return labels
+
+
+class Search:
+    """The decisions and freezes found so far."""
+
+    def __init__(self, model: nn.Module, captures: Sequence[Capture]) -> None:
+        self.model = model
+        self.captures = captures
+        self.decisions: dict[tuple[int, int], int] = {}
+        self.frozen: list[Freeze] = []
+        self.settled: set[tuple[int, int]] = set()
+        self.labels: list[Labels] = []
+        self.structure: Structure
+        self.operations: Operations
+
+    def label(self) -> None:
+        """Apply the rules under the present decisions and form the groups."""
+        labels: list[Labels] = []
+        for capture in self.captures:
+            first_atom = labels[-1].atoms if labels else 0
+            labels.append(apply_rules(capture, self.model, self.decisions, self.frozen, first_atom))
+        self.labels = labels
+        self.operations = Operations(labels[0])
+        self.structure = form(labels, self.model, self.operations.channel_axes)
+        groups = self.structure.groups
+        able = np.array([group.prunable for group in groups] + [False])
+        self.able = able[self.structure.group_of]  # -1 picks the last, False
+
+    def classes(self, atoms: np.ndarray) -> np.ndarray:
+        return np.unique(self.structure.classes[atoms[atoms >= 0]])
+
+    def next_options(self) -> bool:
+        """Where a choice left nothing to prune and another option remains, take that."""
+        changed = False
+        for labels in self.labels:
+            for key, choice in labels.choices.items():
+                if choice.taken >= choice.options or choice.options < 2 or key in self.settled:
+                    continue
+                if self.able[self.classes(choice.atoms)].any():
+                    continue
+                following = choice.taken + 1
+                if following == choice.options:
+                    # Frozen whatever is chosen, so the cause lies elsewhere: keep its reason.
+                    following = 0
+                    self.settled.add(key)
+                self.decisions[key] = following
+                changed = True
+        return changed
+
+    def implicated(self, failure: Failure) -> np.ndarray:
+        """The removable classes that a failure can be blamed on, the narrowest set that has any."""
+        labels = self.labels[0]
+
+        def of_values(values: Sequence[int]) -> np.ndarray:
+            axes = [axis.atoms for value in values for axis in labels.of[value] or [] if axis is not None]
+            found = self.classes(np.concatenate(axes)) if axes else np.zeros(0, dtype=np.int64)
+            return found[self.able[found]]
+
+        if failure.call is not None:
+            exact = [(labels.of[value] or [None] * (axis + 1))[axis] for value, axis in failure.axes]
+            atoms = [axis.atoms for axis in exact if axis is not None]
+            if atoms:
+                found = self.classes(np.concatenate(atoms))
+                found = found[self.able[found]]
+                if found.size:
+                    return found
+            found = of_values([ref.id for ref in failure.call.refs])
+            if found.size:
+                return found
+        module = failure.module or (failure.call.module if failure.call is not None else "")
+        while True:
+            inside = [
+                call for call in labels.capture.calls if call.module == module or call.module.startswith(f"{module}.")
+            ]
+            calls = inside if module else labels.capture.calls
+            found = of_values([ref.id for call in calls for ref in call.refs])
+            if found.size or not module:
+                return found
+            module = module.rpartition(".")[0]
+
+    def learn(self, failures: Sequence[Failure]) -> None:
+        """Turn to the next option where one remains, else freeze."""
+        owned = self.labels[0].of
+        parameters = [
+            axis.atoms for value in self.labels[0].capture.tensors for axis in owned[value] or [] if axis is not None
+        ]
+        every = np.concatenate(parameters) if parameters else np.zeros(0, dtype=np.int64)
+        classes = self.structure.classes[every]
+        turned: set[tuple[int, int]] = set()
+        for failure in failures:
+            blamed = self.implicated(failure)
+            open_choices = [
+                key
+                for key, choice in self.labels[0].choices.items()
+                if choice.taken < choice.options and np.isin(self.classes(choice.atoms), blamed).any()
+            ]
+            here = [key for key in open_choices if failure.call is not None and key[0] == failure.call.index]
+            chosen = here or open_choices
+            if chosen:
+                turned.update(chosen)
+                continue
+            where = failure.call.module if failure.call is not None else failure.module
+            place = f" in {where}" if where else ""
+            op = f"{failure.call.name.split('::')[-1]}{place}" if failure.call is not None else place.strip()
+            reason = f"a size hard-coded in forward ({op}: {failure.error})" if op else f"a size hard-coded in forward ({failure.error})"  # fmt: skip
+            self.frozen.append(Freeze(every[np.isin(classes, blamed)], reason, -1))
+        for key in turned:
+            self.decisions[key] = self.labels[0].choices[key].taken + 1
+
+
+def find_structure(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], captures: Sequence[Capture]
+) -> Search:
+    """Groups under which the slim network runs, whatever is kept.
+
+    Each round applies the rules; then takes other options where a choice left nothing
+    to prune; then runs the slim network without data and learns from what fails.
+    """
+    search = Search(model, captures)
+    for _ in range(MOST_ROUNDS):
+        search.label()
+        if search.next_options():
+            continue
+        for seed in TRIAL_SEEDS:
+            failures = attempt(model, args, kwargs, search.structure, search.labels[0], seed)
+            if failures:
+                search.learn(failures)
+                break
+        else:
+            return search
+    # Never seen; but a network that still fails is better left whole than broken.
+    every = [axis.atoms for value in captures[0].tensors for axis in search.labels[0].of[value] or [] if axis]
+    search.frozen.append(Freeze(np.concatenate(every), "the slim network did not run", -1))
+    search.label()
+    return search

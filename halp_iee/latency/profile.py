@@ -1,0 +1,106 @@
+"""Makes a network's latency table on a device, or goes on with one that was begun."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from halp_profiler import sweep
+from halp_profiler.backends import backend_for
+from halp_profiler.backends.base import Backend
+from halp_profiler.devices import Device, find
+from halp_profiler.errors import TableError
+from halp_profiler.sweep import Progress
+
+from halp_iee.latency.layers import Traced, sweep_plan
+from halp_iee.latency.table import SUFFIX, LatencyTable, cache_folder, slug
+
+
+def profile_network(
+    graph: Traced,
+    device: Device | str = "cpu",
+    path: str | Path | None = None,
+    *,
+    model: str = "",
+    source: str | None = None,
+    threads: int = 1,
+    batch: int = 1,
+    precision: str = "fp32",
+    mode: str = "adaptive",
+    max_error: float = 0.02,
+    time_budget_s: float | None = None,
+    progress: Progress | None = None,
+) -> LatencyTable:
+    """The table that predicts ``graph`` at any widths on ``device``.
+
+    Points that the file holds already are kept and not measured again, so a call that was interrupted is
+    simply repeated, and a table grows with every network that is profiled into it.
+
+    Args:
+        graph: the traced network.
+        device: a ``Device`` or its name.
+        path: the table's file; None: ``default_table_path``.
+        model: the network's name, for the default path.
+        source: ``measured`` or ``modelled``; None: measured where the device is attached and has a backend.
+        threads: of the runtime, on a CPU.
+        batch: images per call.
+        precision: ``fp32``; modelled devices know more.
+        mode, max_error, time_budget_s, progress: see ``halp_profiler.sweep.run``.
+
+    Raises:
+        UsageError: an unknown device or setting.
+        DeviceError: it was to be measured and cannot be; or the runtime is not installed.
+        TableError: the file is broken, of another device, or cannot be written; or the network has no kernels.
+    """
+    return profile_with_result(
+        graph, device, path, model=model, source=source, threads=threads, batch=batch, precision=precision, mode=mode,
+        max_error=max_error, time_budget_s=time_budget_s, progress=progress,
+    )[0]  # fmt: skip
+
+
+def profile_with_result(
+    graph: Traced,
+    device: Device | str = "cpu",
+    path: str | Path | None = None,
+    *,
+    model: str = "",
+    source: str | None = None,
+    threads: int = 1,
+    batch: int = 1,
+    precision: str = "fp32",
+    mode: str = "adaptive",
+    max_error: float = 0.02,
+    time_budget_s: float | None = None,
+    progress: Progress | None = None,
+) -> tuple[LatencyTable, sweep.Result]:
+    """As ``profile_network``, with what the sweep came to: points, held-out error, seconds."""
+    found = find(device) if isinstance(device, str) else device
+    ranges = sweep_plan(graph)
+    if not ranges:
+        raise TableError(
+            "There is nothing to profile", "the network has no kernel that is known", "Check the model"
+        )
+    backend = backend_for(found, source=source, threads=threads, batch=batch, precision=precision)
+    where = Path(path) if path is not None else default_table_path(found, model, backend)
+    result = sweep.run(
+        backend, ranges, where, mode=mode, max_error=max_error, time_budget_s=time_budget_s, progress=progress
+    )
+    return LatencyTable.load(where), result
+
+
+def default_table_path(device: Device | str, model: str, backend: Backend | None = None) -> Path:
+    """Where a table is kept when nothing is said: the first folder of ``$HALP_LATENCY_TABLES``, else the user's cache.
+
+    The file is named after the device, the network and, where ``backend`` is given, all that makes two tables
+    different ones: the runtime and its version, threads, batch and precision.
+    """
+    found = find(device) if isinstance(device, str) else device
+    named = [p for p in os.environ.get("HALP_LATENCY_TABLES", "").split(os.pathsep) if p]
+    folder = Path(named[0]) if named else cache_folder()
+    parts: list[object] = [found.name if not found.attached else found.label]
+    if backend is not None:
+        h = backend.header()
+        threads = h.device.get("threads")
+        parts = ["modelled" if h.source == "modelled" else "", *parts, f"{h.backend}{h.backend_version}" if h.source == "measured" else "",
+                 f"t{threads}" if threads else "", f"b{h.batch}", h.precision]  # fmt: skip
+    return folder / (slug(*parts, model) + SUFFIX)

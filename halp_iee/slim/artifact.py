@@ -1,0 +1,206 @@
+"""The slim network on disk: a safetensors file with its recipe in the metadata.
+
+The file holds every tensor at its slim size and, as JSON, which units of which group
+are kept, the library's version and where its latency comes from. It is applied to the
+original network's own class: nothing in it is executed, and nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from halp_iee.errors import ArtifactError
+from halp_iee.graph.capture import first_line, named_tensors, skeleton
+from halp_iee.graph.keep import checked
+from halp_iee.graph.records import Keep
+from halp_iee.slim.build import RECIPE, recipe_of
+from halp_iee.slim.surgery import put, resize_attributes
+
+if TYPE_CHECKING:
+    from halp_iee.graph.graph import ChannelGraph
+
+FORMAT = "halp-iee slim network"
+VERSION = 1
+
+
+def _version() -> str:
+    try:
+        return metadata.version("halp-iee")
+    except metadata.PackageNotFoundError:  # run from a checkout that is not installed
+        return "unknown"
+
+
+def _distinct(named: Mapping[str, Tensor]) -> list[tuple[tuple[str, ...], Tensor]]:
+    """Each tensor once, with all its names."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in named.items():
+        names.setdefault(id(tensor), []).append(name)
+    return [(tuple(group), named[group[0]]) for group in names.values()]
+
+
+def save(
+    small: nn.Module,
+    path: str | os.PathLike[str],
+    graph: ChannelGraph | None = None,
+    keep: Keep | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a slim network; the file appears whole or not at all.
+
+    Args:
+        small: from ``graph.slim``, trained further or not.
+        path: where to write; an existing file is replaced.
+        graph, keep: only for a network that ``graph.slim`` did not make.
+        provenance: anything JSON can hold, such as where the latency comes from.
+
+    Raises:
+        ArtifactError: it is not known which units are kept, or the file cannot be written.
+    """
+    path = Path(path)
+    what = f"The network cannot be saved to {path}"
+    recipe = small.__dict__.get(RECIPE)
+    if graph is not None and keep is not None:
+        recipe = recipe_of(graph, checked(keep, graph.groups))
+    if recipe is None:
+        raise ArtifactError(
+            what, "it is not known which units it keeps", "Save what graph.slim returned, or pass graph and keep"
+        )
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        "library": _version(),
+        "class": f"{type(small).__module__}.{type(small).__qualname__}",
+        **recipe,
+        "provenance": dict(provenance or {}),
+    }
+    try:
+        text = json.dumps(document, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ArtifactError(what, f"its provenance is not JSON: {error}", "Pass plain numbers, strings and lists") from error
+    tensors = {names[0]: t.detach().to("cpu").contiguous() for names, t in _distinct(named_tensors(small))}
+    # safetensors refuses tensors that share memory without being one tensor.
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        pointer = tensor.untyped_storage().data_ptr()
+        if pointer in seen or tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size():
+            tensors[name] = tensor.clone()
+        seen.add(pointer)
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(handle)
+        save_file(tensors, temporary, metadata={"halp_recipe": text})
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(what, first_line(error), "Choose a folder that exists and can be written to") from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+    return path
+
+
+def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The recipe of a saved network: keep, groups, library, provenance.
+
+    Raises:
+        ArtifactError: the file is missing or is not such a file.
+    """
+    return _read(Path(path), with_tensors=False)[0]
+
+
+def _read(path: Path, *, with_tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    what = f"The saved network {path} cannot be read"
+    remedy = "Pass a file that halp_iee.save wrote"
+    if not path.is_file():
+        raise ArtifactError(what, "there is no such file", remedy)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            text = (file.metadata() or {}).get("halp_recipe")
+            tensors = {name: file.get_tensor(name) for name in file.keys()} if with_tensors else {}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, RuntimeError, MemoryError, OverflowError) as error:
+        raise ArtifactError(what, f"it is broken: {first_line(error)}", remedy) from error
+    if text is None:
+        raise ArtifactError(what, "it is a safetensors file without a recipe", remedy)
+    try:
+        recipe = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(what, f"its recipe is not JSON: {first_line(error)}", remedy) from error
+    if not isinstance(recipe, dict) or recipe.get("format") != FORMAT:
+        raise ArtifactError(what, "its recipe is of another format", remedy)
+    if recipe.get("version") != VERSION:
+        raise ArtifactError(
+            what, f"its format is version {recipe.get('version')!r}, this library reads {VERSION}", "Update halp-iee"
+        )
+    if not isinstance(recipe.get("keep"), dict) or not isinstance(recipe.get("groups"), dict):
+        raise ArtifactError(what, "its recipe does not say what is kept", remedy)
+    return recipe, tensors
+
+
+def load(path: str | os.PathLike[str], model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
+    """Build the slim network that a file holds.
+
+    Args:
+        path: written by `save`.
+        model: the original network (copied, not changed), or a function that builds it.
+
+    Raises:
+        ArtifactError: the file is missing, broken, hostile, or of another network.
+    """
+    path = Path(path)
+    recipe, stored = _read(path, with_tensors=True)
+    what = f"The saved network {path} does not fit"
+    remedy = f"Pass the network it was made from ({recipe.get('class')})"
+    if isinstance(model, nn.Module):
+        small = copy.deepcopy(model)
+    else:
+        small = model()
+        if not isinstance(small, nn.Module):
+            raise ArtifactError(what, f"the builder returned a {type(small).__name__}", "Return a torch.nn.Module")
+    dense = skeleton(small)
+    own = named_tensors(small)
+    groups = _distinct(own)
+    shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
+    used: set[str] = set()
+    chosen: list[tuple[tuple[str, ...], Tensor, Tensor]] = []
+    for names, current in groups:
+        name = next((one for one in names if one in stored), None)
+        if name is None:
+            raise ArtifactError(what, f"it has no tensor {names[0]}", remedy)
+        value = stored[name]
+        used.update(one for one in names if one in stored)
+        fits = value.ndim == current.ndim and all(
+            0 < new <= old or new == old for new, old in zip(value.shape, current.shape, strict=True)
+        )
+        if not fits:
+            raise ArtifactError(
+                what, f"{name} has shape {tuple(value.shape)}, the network's is {tuple(current.shape)}", remedy
+            )
+        if value.is_floating_point() != current.is_floating_point():
+            raise ArtifactError(what, f"{name} holds {value.dtype}, the network's {current.dtype}", remedy)
+        chosen.append((names, current, value))
+    extra = sorted(set(stored) - used)
+    if extra:
+        raise ArtifactError(what, f"the network has no tensor {extra[0]}", remedy)
+    for names, current, value in chosen:
+        value = value.to(current.device)
+        replacement = nn.Parameter(value, requires_grad=current.requires_grad) if isinstance(current, nn.Parameter) else value  # fmt: skip
+        for one in names:
+            put(small, one, replacement)
+            shapes[one] = tuple(value.shape)
+    resize_attributes(small, dense, shapes)
+    small.__dict__[RECIPE] = {key: recipe[key] for key in ("keep", "groups", "earlier") if key in recipe}
+    return small
+

@@ -1,0 +1,201 @@
+"""Build the slim network, and prove that it is the masked one before handing it over."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from halp_iee.errors import GraphError
+from halp_iee.graph.capture import first_line, map_tensors, steady_randomness, tensors_in, training_flags
+from halp_iee.slim.surgery import slim_
+
+if TYPE_CHECKING:
+    from halp_iee.graph.graph import ChannelGraph
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+"""Largest difference allowed, relative to the largest entry of the output."""
+
+RECIPE = "halp_recipe"
+
+
+def build_slim(graph: ChannelGraph, keep: Mapping[str, np.ndarray], model: nn.Module | None = None) -> nn.Module:
+    """Copy a network, cut it down to `keep`, and prove the result.
+
+    Args:
+        model: of the traced structure at full size; default the traced network.
+
+    Raises:
+        GraphError: it cannot be copied or cut, or does not compute what the masked network does.
+    """
+    full = graph.model if model is None else model
+    small = cut(graph, keep, full)
+    prove(graph, keep, small, full)
+    small.__dict__[RECIPE] = recipe_of(graph, keep)
+    return small
+
+
+def recipe_of(graph: ChannelGraph, keep: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """What was kept, in terms of the graph's groups; of a network slimmed before, its earlier recipes too."""
+    recipe: dict[str, Any] = {
+        "keep": {name: [int(unit) for unit in units] for name, units in keep.items()},
+        "groups": {group.name: group.size for group in graph.groups},
+    }
+    before = graph.model.__dict__.get(RECIPE)
+    if before is not None:
+        recipe["earlier"] = [*before.get("earlier", []), {key: before[key] for key in ("keep", "groups")}]
+    return recipe
+
+
+def cut(graph: ChannelGraph, keep: Mapping[str, np.ndarray], full: nn.Module) -> nn.Module:
+    """The slim network, not yet proved."""
+    try:
+        small = copy.deepcopy(full)
+    except Exception as error:  # whatever a module's own __deepcopy__ raises
+        raise GraphError(
+            "The network cannot be slimmed",
+            f"it cannot be copied: {type(error).__name__}: {first_line(error)}",
+            "Detach tensors that are kept as plain attributes, or give the class a __deepcopy__",
+        ) from error
+    slim_(small, graph, keep)
+    return small
+
+
+def random_like(value: Any) -> Any:
+    """The same inputs with other numbers: floats are drawn anew, integers and masks stay."""
+    generator = torch.Generator().manual_seed(20240229)
+
+    def draw(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float32)
+        return drawn.to(device=tensor.device, dtype=tensor.dtype)
+
+    return map_tensors(value, draw)
+
+
+def outputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """What a network returns in eval mode, as a flat list of tensors; buffers are put back."""
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    own_args, own_kwargs = map_tensors((args, dict(kwargs)), torch.clone)
+    try:
+        with training_flags(model, False), steady_randomness(model), torch.no_grad():
+            torch.manual_seed(0)
+            return [tensor.detach().clone() for tensor in tensors_in(model(*own_args, **own_kwargs))]
+    finally:
+        with torch.no_grad():
+            for buffer, value in before:
+                if buffer.shape == value.shape:
+                    buffer.copy_(value)
+
+
+def disagreement(one: list[Tensor], two: list[Tensor]) -> float:
+    """Largest difference of two lists of outputs, in units of what is tolerated; infinite if their shapes differ."""
+    if len(one) != len(two):
+        return float("inf")
+    worst = 0.0
+    for left, right in zip(one, two, strict=True):
+        if left.shape != right.shape or left.dtype != right.dtype:
+            return float("inf")
+        if not left.numel():
+            continue
+        if not left.is_floating_point():
+            worst = max(worst, 0.0 if torch.equal(left, right) else float("inf"))
+            continue
+        a, b = left.double(), right.double()
+        if not torch.equal(a.isfinite(), b.isfinite()):
+            return float("inf")
+        finite = a.isfinite()
+        if not bool(finite.any()):
+            continue
+        scale = max(float(a[finite].abs().max()), 1e-12)
+        difference = float((a[finite] - b[finite]).abs().max())
+        worst = max(worst, difference / scale / TOLERANCE.get(left.dtype, 1e-3))
+    return worst
+
+
+def prove(graph: ChannelGraph, keep: Mapping[str, np.ndarray], small: nn.Module, full: nn.Module) -> None:
+    """Masked and slim must agree on the example inputs and on random ones, in eval mode.
+
+    Raises:
+        GraphError: they do not; the groups to blame are named.
+    """
+    args, kwargs = graph.example_inputs
+    for what, (one_args, one_kwargs) in (
+        ("the example inputs", (args, kwargs)),
+        ("random inputs", random_like((args, kwargs))),
+    ):
+        with graph.masked(keep, full):
+            try:
+                wanted = outputs(full, one_args, one_kwargs)
+            except Exception as error:
+                if what == "random inputs":
+                    continue  # not every network takes any numbers
+                raise GraphError(
+                    "The network cannot be slimmed",
+                    f"masked, its forward pass failed with {type(error).__name__}: {first_line(error)}",
+                    "Check that model(*example_inputs) runs in eval mode",
+                ) from error
+        try:
+            got = outputs(small, one_args, one_kwargs)
+        except Exception as error:
+            blamed = culprits(graph, keep, full)
+            raise GraphError(
+                "The network cannot be slimmed",
+                f"the slim network failed with {type(error).__name__}: {first_line(error)}{blamed}",
+                "Leave these groups out of the selection",
+            ) from error
+        if disagreement(wanted, got) > 1 and not _agree_in_double(graph, keep, small, full, one_args, one_kwargs):
+            raise GraphError(
+                "The network cannot be slimmed",
+                f"masked and slim differ on {what} by {disagreement(wanted, got):.3g} times what is tolerated"
+                f"{culprits(graph, keep, full)}",
+                "Leave these groups out of the selection",
+            )
+
+
+def _agree_in_double(
+    graph: ChannelGraph,
+    keep: Mapping[str, np.ndarray],
+    small: nn.Module,
+    full: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> bool:
+    """Whether the difference was rounding: deep networks amplify it, in double precision it vanishes."""
+
+    def double(value: Any) -> Any:
+        return map_tensors(value, lambda t: t.double() if t.is_floating_point() else t)
+
+    try:
+        large, little = copy.deepcopy(full).double(), copy.deepcopy(small).double()
+        inputs, named = double((args, dict(kwargs)))
+        with graph.masked(keep, large):
+            wanted = outputs(large, inputs, named)
+        return disagreement(wanted, outputs(little, inputs, named)) <= 1
+    except Exception:  # a network that does not run in double precision is judged as it is
+        return False
+
+
+def culprits(graph: ChannelGraph, keep: Mapping[str, np.ndarray], full: nn.Module) -> str:
+    """Which groups break the network when slimmed alone, for an error message."""
+    args, kwargs = graph.example_inputs
+    found = []
+    for name, units in list(keep.items())[:200]:
+        alone = {name: units}
+        try:
+            small = cut(graph, alone, full)
+            with graph.masked(alone, full):
+                wanted = outputs(full, args, kwargs)
+            if disagreement(wanted, outputs(small, args, kwargs)) <= 1:
+                continue
+        except Exception:
+            pass
+        found.append(name)
+        if len(found) == 3:
+            break
+    return f" (group {', '.join(found)})" if found else ""
