@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 
@@ -17,16 +17,12 @@ class Task(Protocol):
 class Progress(Protocol):
     """Something that shows tasks."""
 
-    def task(self, name: str, total: float | None = None) -> _TaskContext:
+    def task(self, name: str, total: float | None = None) -> AbstractContextManager[Task]:
         """A context manager that gives a Task."""
+        ...
 
     def say(self, line: str) -> None:
         """Show one line for good."""
-
-
-class _TaskContext(Protocol):
-    def __enter__(self) -> Task: ...
-    def __exit__(self, *exc: object) -> bool | None: ...
 
 
 class Silent:
@@ -36,7 +32,7 @@ class Silent:
         """Nothing is shown."""
 
     @contextmanager
-    def task(self, name: str, total: float | None = None) -> Iterator[Silent]:
+    def task(self, name: str, total: float | None = None) -> Iterator[Task]:
         yield self
 
     def say(self, line: str) -> None:

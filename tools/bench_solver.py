@@ -32,7 +32,9 @@ class StaircaseLayer:
         rows, columns = 16 * np.ceil(c_in / 16), 16 * np.ceil(c_out / 16)
         work = self.kernel**2 * self.side**2 * columns * (1.0 if self.depthwise else rows)
         slow = 1.0 + 0.15 * ((np.asarray(c_out) // 16) % 4 == 3)
-        return 0.0005 + 2.5e-8 * work * slow + 1e-7 * self.side**2 * (np.asarray(c_in) + np.asarray(c_out)) / 16
+        return (
+            0.0005 + 2.5e-8 * work * slow + 1e-7 * self.side**2 * (np.asarray(c_in) + np.asarray(c_out)) / 16
+        )
 
 
 @dataclass
@@ -69,7 +71,9 @@ def resnet(blocks: tuple[int, ...]) -> Shape:
     net = Shape()
     before = net.group("stem", 64)
     net.conv((), before, 7, 112)
-    for stage, (count, planes, side) in enumerate(zip(blocks, (64, 128, 256, 512), (56, 28, 14, 7), strict=True)):
+    for stage, (count, planes, side) in enumerate(
+        zip(blocks, (64, 128, 256, 512), (56, 28, 14, 7), strict=True)
+    ):
         residual = net.group(f"s{stage}", 4 * planes)
         for block in range(count):
             source = before if block == 0 else residual
@@ -104,7 +108,15 @@ def mobilenet_v2() -> Shape:
     net = Shape()
     before, side = net.group("stem", 32), 112
     net.conv((), before, 3, side)
-    plan = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+    plan = (
+        (1, 16, 1, 1),
+        (6, 24, 2, 2),
+        (6, 32, 3, 2),
+        (6, 64, 4, 2),
+        (6, 96, 3, 1),
+        (6, 160, 3, 2),
+        (6, 320, 1, 1),
+    )
     full = 32
     for stage, (expand, planes, count, stride) in enumerate(plan):
         residual = net.group(f"s{stage}", planes)
@@ -195,7 +207,9 @@ def main() -> None:
         scores = {group: rng.gamma(0.5, rng.uniform(0.2, 2.0), size) for group, size in net.sizes.items()}
         dense_ms = net.predict(net.sizes)
         for step in options.steps:
-            print(f"{name:14}{len(net.sizes):>7}{step:>5}  floor {floor_ms(net, scores, steps=step) / dense_ms:.4f}")
+            print(
+                f"{name:14}{len(net.sizes):>7}{step:>5}  floor {floor_ms(net, scores, steps=step) / dense_ms:.4f}"
+            )
             for target in options.targets:
                 for solver in options.solvers:
                     try:

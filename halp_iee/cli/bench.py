@@ -39,6 +39,7 @@ def command(
     """
     from halp_iee.measure.compare import compare_onnx
     from halp_iee.measure.latency import fps, measure_onnx
+    from halp_iee.measure.runtime import fixed_batch, session
 
     bars = Bars()
     with tempfile.TemporaryDirectory() as folder:
@@ -48,10 +49,11 @@ def command(
             timings = measure_onnx(files, threads=threads, batch=batch, seconds=seconds, progress=bars.say)
         rows: list[dict[str, Any]] = []
         for name, timing in timings.items():
+            size = batch or fixed_batch(session(files[name])) or 1
             row = {
                 "artifact": name, "median_ms": timing.median_ms, "p90_ms": timing.p90_ms, "p99_ms": timing.p99_ms,
-                "fps": fps(timing, batch or 1), "samples": timing.samples, "unstable": timing.unstable,
-                "threads": threads, "batch": batch or 1,
+                "fps": fps(timing, size), "samples": timing.samples, "unstable": timing.unstable,
+                "threads": threads, "batch": size,
             }  # fmt: skip
             if reference is not None:
                 with bars.task(f"{name} against {against}"):

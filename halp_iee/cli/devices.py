@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
 import click
 
 from halp_iee.cli import options, show
+
+if TYPE_CHECKING:
+    from halp_profiler.devices import Device
 
 
 @click.command("devices")
@@ -18,17 +24,23 @@ def command(as_json: bool) -> int:
     here, modelled = attached(), known()
     if as_json:
         show.emit_json({
-            "attached": [d.to_json() for d in here], "modelled": [d.to_json() for d in modelled],
+            "attached": [_plain(d) for d in here], "modelled": [_plain(d) for d in modelled],
             "runtimes": runtime.describe(),
         })  # fmt: skip
         return 0
     click.echo("Attached: latencies are measured")
     for device in here:
-        click.echo(f"  {device.key:<12}{device.name}")
+        click.echo(f"  {device.name:<12}{device.label}")
     click.echo("\nKnown from datasheets: latencies are modelled, and marked so")
     for device in modelled:
-        click.echo(f"  {device.key:<12}{device.name}")
+        click.echo(f"  {device.name:<12}{device.label}")
     click.echo("\nRuntimes")
     for name, version in runtime.describe().items():
         click.echo(f"  {name:<12}{version}")
     return 0
+
+
+def _plain(device: Device) -> dict[str, Any]:
+    facts = asdict(device.datasheet) if device.datasheet else None
+    return {"name": device.name, "label": device.label, "kind": device.kind, "attached": device.attached,
+            "details": dict(device.details), "datasheet": facts}  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -41,7 +42,7 @@ def command(run: Path, form: str, out: Path | None, dynamic_batch: bool, as_json
                 f"cannot write {target}", f"there is no folder {target.parent}", "make it first, or give another --out"
             )
         shutil.copyfile(directory.artifact, target)
-        document = {"path": str(target), "format": form, "bytes": target.stat().st_size}
+        document: dict[str, Any] = {"path": str(target), "format": form, "bytes": target.stat().st_size}
     else:
         provenance = {
             f"halp_iee.{key}": str(result[key]) for key in ("version", "model", "data", "target", "method", "seed")

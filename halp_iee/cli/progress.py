@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from halp_iee.progress import Task
+
 if TYPE_CHECKING:
     from rich.progress import Progress as RichBars
 
@@ -60,7 +62,7 @@ class Bars:
             print(line, file=sys.stderr, flush=True)
 
     @contextmanager
-    def task(self, name: str, total: float | None = None) -> Iterator[_PlainTask | _RichTask]:
+    def task(self, name: str, total: float | None = None) -> Iterator[Task]:
         start = time.monotonic()
         if self.quiet or not self.terminal:
             task = _PlainTask(name, total)

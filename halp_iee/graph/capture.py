@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.nn.modules import module as nn_module
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -59,6 +62,9 @@ class Capture:
         active: whether a value depends on the network's inputs, by value id.
         sources: qualified names of the parameters and buffers that a value which does
             not depend on the inputs was computed from, by value id.
+        kinds: dtype and device of every value, by value id.
+        functions: position at which a Python-level function began -> where it ended and
+            what it returned, tensors replaced by `Ref`.
         tensors: value id of each parameter and buffer -> all its qualified names.
         outputs: value ids of the tensors that the network returned.
         fake: whether it ran on fake tensors.
@@ -69,6 +75,8 @@ class Capture:
     shapes: list[tuple[int, ...]] = field(default_factory=list)
     active: list[bool] = field(default_factory=list)
     sources: list[tuple[str, ...]] = field(default_factory=list)
+    kinds: list[tuple[torch.dtype, torch.device]] = field(default_factory=list)
+    functions: dict[int, tuple[int, Any]] = field(default_factory=dict)
     tensors: dict[int, tuple[str, ...]] = field(default_factory=dict)
     outputs: tuple[int, ...] = ()
     fake: bool = True
@@ -212,6 +220,12 @@ def bind(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[st
     return bound
 
 
+@functools.cache
+def returns_tensor(func: Any) -> bool:
+    """Whether an operation makes tensors, by its schema."""
+    return any("Tensor" in str(item.type) for item in func._schema.returns)
+
+
 class Recorder(TorchDispatchMode):
     """Records every operation below it into a `Capture`."""
 
@@ -223,6 +237,12 @@ class Recorder(TorchDispatchMode):
         self._sharing: dict[int, list[int]] = {}
         self._storage_of: dict[int, int] = {}
         self._constants: list[Tensor] = []
+        self.paused = False
+
+    @property
+    def position(self) -> int:
+        """How many operations have run."""
+        return len(self.capture.calls)
 
     def add(self, tensor: Tensor, *, active: bool, sources: tuple[str, ...] = ()) -> int:
         capture = self.capture
@@ -230,6 +250,7 @@ class Recorder(TorchDispatchMode):
         capture.shapes.append(tuple(tensor.shape))
         capture.active.append(active)
         capture.sources.append(sources)
+        capture.kinds.append((tensor.dtype, tensor.device))
         self._ids[tensor] = value
         with contextlib.suppress(RuntimeError, NotImplementedError):
             storage = tensor.untyped_storage()._cdata
@@ -251,17 +272,40 @@ class Recorder(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func.namespace == "prim":
+        if self.paused or not returns_tensor(func):
             return func(*args, **kwargs)
         bound = {name: map_tensors(value, self.ref) for name, value in bind(func, args, kwargs).items()}
         result = self.execute(func, args, kwargs, bound)
-        self.record(func, bound, result)
+        mutated = [
+            ref.id
+            for argument in func._schema.arguments
+            if argument.alias_info is not None and argument.alias_info.is_write
+            for ref in refs_in(bound[argument.name])
+        ]
+        self.record(func._schema.name, str(func), bound, result, mutated)
+        return result
+
+    def whole(self, name: str, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run a Python-level function as one recorded operation."""
+        signature = inspect.signature(func).bind(*args, **kwargs)
+        signature.apply_defaults()
+        bound = {key: map_tensors(value, self.ref) for key, value in signature.arguments.items()}
+        self.paused = True
+        try:
+            result = self.execute(func, args, kwargs, bound)
+        finally:
+            self.paused = False
+        self.record(name, str(func), bound, result, [])
         return result
 
     def execute(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], bound: dict[str, Any]) -> Any:
         return func(*args, **kwargs)
 
-    def record(self, func: Any, bound: dict[str, Any], result: Any) -> None:
+    def rescue(self, begin: int, error: Exception) -> Any:
+        """What a function that failed returns instead; here nothing can be done."""
+        raise error
+
+    def record(self, name: str, overload: str, bound: dict[str, Any], result: Any, mutated: list[int]) -> None:
         capture = self.capture
         returned = list(result) if isinstance(result, (list, tuple)) else [result]
         if not any(isinstance(item, Tensor) for item in returned):
@@ -269,10 +313,6 @@ class Recorder(TorchDispatchMode):
         refs = [ref.id for value in bound.values() for ref in refs_in(value)]
         active = any(capture.active[value] for value in refs)
         sources = tuple(dict.fromkeys(name for value in refs for name in capture.sources[value]))
-        mutated: list[int] = []
-        for argument in func._schema.arguments:
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                mutated += [ref.id for ref in refs_in(bound[argument.name])]
         # Whatever shares the storage now depends on what was written into it.
         aliases = [
             other
@@ -286,7 +326,6 @@ class Recorder(TorchDispatchMode):
             self.add(item, active=active, sources=() if active else sources) if isinstance(item, Tensor) else None
             for item in returned
         )
-        name = func._schema.name
         capture.calls.append(
             Call(
                 index=capture.first + len(capture.calls),
@@ -294,10 +333,39 @@ class Recorder(TorchDispatchMode):
                 args=bound,
                 outputs=outputs,
                 module=self.modules.current,
-                overload=str(func),
+                overload=overload,
                 mutated=tuple(aliases),
             )
         )
+
+
+WHOLE = {nn.functional.rms_norm: "aten::rms_norm"}
+"""Functions recorded as one operation, because their parts cannot be seen to belong together."""
+
+
+class Functions(TorchFunctionMode):
+    """Notes which operations each Python-level function consists of."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        recorder = self.recorder
+        begin = recorder.position
+        name = WHOLE.get(func)
+        try:
+            if name is not None and not recorder.paused:
+                result = recorder.whole(name, func, args, kwargs or {})
+            else:
+                result = func(*args, **(kwargs or {}))
+        except Exception as error:
+            return recorder.rescue(begin, error)
+        if recorder.position > begin:
+            recorder.capture.functions[begin] = (recorder.position, map_tensors(result, recorder.ref))
+        return result
 
 
 def fake_tensors(mode: FakeTensorMode, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -346,6 +414,7 @@ def run(
         torch.no_grad(),
         mode if mode is not None else contextlib.nullcontext(),
         watcher,
+        Functions(watcher),
     ):
         result = functional_call(model, dict(tensors), args, dict(kwargs), tie_weights=False)
     found = (watcher.value_of(tensor) for tensor in tensors_in(result))

@@ -94,7 +94,8 @@ class ChannelGraph:
         Raises:
             GraphError: `keep` is not valid.
         """
-        with zeroed(self.model if model is None else model, self.positions(keep), self.full_shapes) as network:
+        network = self.model if model is None else model
+        with zeroed(network, self.structure, self.positions(keep), self.full_shapes):
             yield network
 
     def slim(self, keep: Keep, model: nn.Module | None = None) -> nn.Module:

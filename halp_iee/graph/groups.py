@@ -41,6 +41,8 @@ class Structure:
         classes: the unit class of each atom.
         group_of, unit_of: of each class; -1 where it is in no group.
         axes: parameter or buffer name -> one entry an axis, None where nothing is labelled.
+        shared: all names of each parameter and buffer.
+        spared: (parameter, axis) where masking must not zero: another factor does.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -49,6 +51,7 @@ class Structure:
     unit_of: np.ndarray
     axes: Mapping[str, tuple[AxisUnits | None, ...]]
     shared: tuple[tuple[str, ...], ...]
+    spared: frozenset[tuple[str, int]] = frozenset()
 
     def units(self, atoms: np.ndarray) -> AxisUnits:
         """The units at the positions of a labelled axis."""
@@ -211,4 +214,7 @@ def form(labels: Sequence[Labels], model: nn.Module, channel_axes: Sequence[np.n
         labelled = tuple(None if u is None or (u.group < 0).all() else u for u in labelled)
         if any(units is not None for units in labelled):
             axes.update(dict.fromkeys(names, labelled))
-    return Structure(structure.groups, classes, group_of, unit_of, axes, structure.shared)
+    spared = frozenset(
+        (name, axis) for one in labels for value, axis in one.spared for name in first.capture.tensors[value]
+    )
+    return Structure(structure.groups, classes, group_of, unit_of, axes, structure.shared, spared)

@@ -63,6 +63,8 @@ class Labels:
     Attributes:
         decisions: (call index, part) -> which option of a `Choice` to take.
         of: label of each value, by value id; None until it is known.
+        parameters: the names that are parameters and not buffers.
+        spared: (value id, axis) of parameters whose entries masking must not zero there.
     """
 
     capture: Capture
@@ -74,6 +76,8 @@ class Labels:
     produced: list[tuple[np.ndarray, str]] = field(default_factory=list)
     selected: list[np.ndarray] = field(default_factory=list)
     choices: dict[tuple[int, int], Choice] = field(default_factory=dict)
+    parameters: frozenset[str] = frozenset()
+    spared: set[tuple[int, int]] = field(default_factory=set)
     unknown: dict[str, str] = field(default_factory=dict)
 
     def fresh(self, size: int) -> np.ndarray:
@@ -99,8 +103,9 @@ class Labels:
             self.freezes.append(Freeze(atoms, reason, call))
 
     def produce(self, atoms: np.ndarray, name: str) -> None:
-        """Declare atoms to be channels that `name` (a parameter) makes."""
-        self.produced.append((atoms[atoms >= 0], name))
+        """Declare atoms to be channels that `name` makes; only parameters make channels, constants do not."""
+        if name in self.parameters:
+            self.produced.append((atoms[atoms >= 0], name))
 
     def choose(self, key: tuple[int, int], atoms: np.ndarray, options: int) -> int:
         """Which of `options` to take here; `options` itself means all were refused."""
@@ -182,6 +187,7 @@ def start(
 ) -> Labels:
     """Labels in which every parameter and buffer axis has its own atoms and nothing is tied."""
     labels = Labels(capture, decisions, [None] * len(capture.shapes))
+    labels.parameters = frozenset(name for name, _ in model.named_parameters(remove_duplicate=False))
     modules = dict(model.named_modules(remove_duplicate=False))
     for value, names in capture.tensors.items():
         owner, _, leaf = names[0].rpartition(".")
@@ -193,8 +199,8 @@ def start(
             if size < 2 or (taps and axis > 1):
                 label.append(None)
             else:
-                buffer = owner in modules and leaf in modules[owner]._buffers
-                label.append(Axis(labels.fresh(size), zero=not buffer))
+                # Masking zeroes parameters; buffers keep their values.
+                label.append(Axis(labels.fresh(size), zero=names[0] in labels.parameters))
         labels.of[value] = label
     labels.freezes.extend(frozen)
     return labels

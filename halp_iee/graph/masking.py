@@ -3,18 +3,90 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from halp_iee.errors import GraphError
+from halp_iee.graph.groups import Structure
+
+
+class LiveNorms(TorchFunctionMode):
+    """Normalisations over channels see only the live ones while this is on.
+
+    The masked network must be the slim one. Zeroed channels would still count in the
+    mean and variance of a layer norm, an RMS norm or a group norm with one group; here
+    those run on the live channels, and the others stay zero. A normalisation is
+    recognised by its weight.
+
+    Args:
+        live: id of a weight -> the positions that live.
+    """
+
+    def __init__(self, live: Mapping[int, Tensor]) -> None:
+        super().__init__()
+        self.live = live
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        replacement = LIVE.get(func)
+        if replacement is not None:
+            names = ("input", "shape", "weight", "bias", "eps")[: len(args)]
+            given = {**dict(zip(names, args, strict=True)), **kwargs}
+            live = self.live.get(id(given.get("weight")))
+            if live is not None:
+                return replacement(given, live)
+        return func(*args, **kwargs)
+
+
+def _narrow(given: Mapping[str, Any], live: Tensor) -> tuple[Tensor, Tensor | None]:
+    bias = given.get("bias")
+    return given["weight"].index_select(0, live), None if bias is None else bias.index_select(0, live)
+
+
+def _layer_norm(given: Mapping[str, Any], live: Tensor) -> Tensor:
+    x, (weight, bias) = given["input"], _narrow(given, live)
+    y = F.layer_norm(x.index_select(-1, live), (len(live),), weight, bias, given.get("eps", 1e-5))
+    return torch.zeros_like(x, dtype=y.dtype).index_copy(-1, live, y)
+
+
+def _rms_norm(given: Mapping[str, Any], live: Tensor) -> Tensor:
+    # Its fourth argument is eps: it has no bias.
+    eps = given.get("eps", given.get("bias"))
+    x, weight = given["input"], given["weight"].index_select(0, live)
+    y = F.rms_norm(x.index_select(-1, live), (len(live),), weight, eps)
+    return torch.zeros_like(x, dtype=y.dtype).index_copy(-1, live, y)
+
+
+def _group_norm(given: Mapping[str, Any], live: Tensor) -> Tensor:
+    x, (weight, bias) = given["input"], _narrow(given, live)
+    groups = given.get("num_groups", given.get("shape"))
+    # With several groups whole groups are removed, so the ratio stays; one stays one.
+    groups = max(1, groups * len(live) // x.shape[1])
+    y = F.group_norm(x.index_select(1, live), groups, weight, bias, given.get("eps", 1e-5))
+    return torch.zeros_like(x, dtype=y.dtype).index_copy(1, live, y)
+
+
+LIVE: dict[Any, Callable[[Mapping[str, Any], Tensor], Tensor]] = {
+    F.layer_norm: _layer_norm,
+    torch.layer_norm: _layer_norm,
+    F.rms_norm: _rms_norm,
+    F.group_norm: _group_norm,
+}
+"""Function -> how it runs on live channels only."""
 
 
 @contextlib.contextmanager
 def zeroed(
     model: nn.Module,
+    structure: Structure,
     positions: Mapping[str, tuple[np.ndarray | None, ...]],
     full_shapes: Mapping[str, tuple[int, ...]],
 ) -> Iterator[nn.Module]:
@@ -22,10 +94,14 @@ def zeroed(
 
     The entries that were zeroed come back bit for bit, also after an error; the others
     are not touched, so what training changed of them stays.
+
+    Raises:
+        GraphError: the model's parameters are not of the traced sizes.
     """
     undo: list[tuple[Tensor, int, Tensor, Tensor]] = []
+    live_weights: dict[int, Tensor] = {}
     done: set[int] = set()
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    parameters: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     try:
         with torch.no_grad():
             for name, kept in positions.items():
@@ -40,13 +116,16 @@ def zeroed(
                         "Pass a network of the traced sizes",
                     )
                 for axis, live in enumerate(kept):
-                    if live is None:
+                    if live is None or (name, axis) in structure.spared:
                         continue
+                    if parameter.ndim == 1:
+                        live_weights[id(parameter)] = torch.as_tensor(live, device=parameter.device)
                     dead = np.setdiff1d(np.arange(parameter.shape[axis]), live, assume_unique=True)
                     index = torch.as_tensor(dead, device=parameter.device)
                     undo.append((parameter, axis, index, parameter.detach().index_select(axis, index)))
                     parameter.index_fill_(axis, index, 0)
-        yield model
+        with LiveNorms(live_weights):
+            yield model
     finally:
         with torch.no_grad():
             for parameter, axis, index, saved in reversed(undo):

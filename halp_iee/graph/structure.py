@@ -10,7 +10,7 @@ from torch import nn
 
 from halp_iee.graph.capture import Capture
 from halp_iee.graph.groups import Structure, form
-from halp_iee.graph.labels import Freeze, Labels, Step, start
+from halp_iee.graph.labels import Choice, Freeze, Labels, Step, start
 from halp_iee.graph.operations import Operations
 from halp_iee.graph.rules import RULES, unknown
 from halp_iee.graph.rules.base import with_zero
@@ -63,6 +63,7 @@ class Search:
         self.captures = captures
         self.decisions: dict[tuple[int, int], int] = {}
         self.frozen: list[Freeze] = []
+        self.refused: dict[tuple[int, int], dict[int, bool]] = {}
         self.settled: set[tuple[int, int]] = set()
         self.labels: list[Labels] = []
         self.structure: Structure
@@ -91,16 +92,22 @@ class Search:
             for key, choice in labels.choices.items():
                 if choice.taken >= choice.options or choice.options < 2 or key in self.settled:
                     continue
-                if self.able[self.classes(choice.atoms)].any():
-                    continue
-                following = choice.taken + 1
-                if following == choice.options:
-                    # Frozen whatever is chosen, so the cause lies elsewhere: keep its reason.
-                    following = 0
-                    self.settled.add(key)
-                self.decisions[key] = following
-                changed = True
+                if not self.able[self.classes(choice.atoms)].any():
+                    changed |= self.turn(key, choice)
         return changed
+
+    def turn(self, key: tuple[int, int], choice: Choice, *, failed: bool = False) -> bool:
+        """Take the next option of a choice; says whether that changes anything."""
+        refused = self.refused.setdefault(key, {})
+        refused[choice.taken] = failed
+        following = next((option for option in range(choice.options) if option not in refused), None)
+        if following is None:
+            # All tried. If one failed, sizes are written down here. If none did, all was
+            # frozen whatever is chosen: the cause lies elsewhere, and its reason is the one to tell.
+            self.settled.add(key)
+            following = choice.options if any(refused.values()) else 0
+        self.decisions[key] = following
+        return following != choice.taken
 
     def implicated(self, failure: Failure) -> np.ndarray:
         """The removable classes that a failure can be blamed on, the narrowest set that has any."""
@@ -128,8 +135,14 @@ class Search:
                 call for call in labels.capture.calls if call.module == module or call.module.startswith(f"{module}.")
             ]
             calls = inside if module else labels.capture.calls
-            found = of_values([ref.id for call in calls for ref in call.refs])
-            if found.size or not module:
+            read = [ref.id for call in calls for ref in call.refs]
+            # A size that a forward pass writes down mostly comes from a tensor in its hands.
+            own = [v for c in calls if c.module == module for v in (r.id for r in c.refs) if labels.capture.active[v]]
+            for values in (own, [value for value in read if labels.capture.active[value]], read):
+                found = of_values(values)
+                if found.size:
+                    return found
+            if not module:
                 return found
             module = module.rpartition(".")[0]
 
@@ -160,7 +173,7 @@ class Search:
             reason = f"a size hard-coded in forward ({op}: {failure.error})" if op else f"a size hard-coded in forward ({failure.error})"  # fmt: skip
             self.frozen.append(Freeze(every[np.isin(classes, blamed)], reason, -1))
         for key in turned:
-            self.decisions[key] = self.labels[0].choices[key].taken + 1
+            self.turn(key, self.labels[0].choices[key], failed=True)
 
 
 def find_structure(

@@ -8,8 +8,8 @@ shape it should have had, so one run finds all such places.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,18 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from halp_iee.graph.capture import (
-    Call, Capture, ModuleStack, Recorder, fake_tensors, map_tensors, named_tensors, run, skeleton,
-)  # fmt: skip
+    Call,
+    Capture,
+    ModuleStack,
+    Recorder,
+    Ref,
+    fake_tensors,
+    first_line,
+    map_tensors,
+    named_tensors,
+    run,
+    skeleton,
+)
 from halp_iee.graph.groups import Structure
 from halp_iee.graph.labels import Labels
 from halp_iee.slim.surgery import resize_attributes
@@ -44,13 +54,8 @@ class Failure:
     module: str = ""
 
 
-class Diverged(Exception):
+class DivergedError(Exception):
     """The slim network executed other operations than the full one."""
-
-
-@dataclass
-class Trial:
-    failures: list[Failure] = field(default_factory=list)
 
 
 def expected_shapes(structure: Structure, labels: Labels, keep: Mapping[str, np.ndarray]) -> dict[int, tuple[int, ...]]:
@@ -83,39 +88,63 @@ class Replayer(Recorder):
     """Records the slim network beside the full one's record, mending what goes wrong."""
 
     def __init__(
-        self, capture: Capture, modules: ModuleStack, full: Capture, shapes: Mapping[int, tuple[int, ...]], trial: Trial
+        self, capture: Capture, modules: ModuleStack, full: Capture, shapes: Mapping[int, tuple[int, ...]]
     ) -> None:
         super().__init__(capture, modules)
-        self.full, self.shapes, self.trial = full, shapes, trial
+        self.full, self.shapes = full, shapes
+        self.failures: list[Failure] = []
+        self._ahead = 0
+        # An auxiliary output that nothing reads (saved statistics) may have any size.
+        self._read = {ref.id for call in full.calls for ref in call.refs} | set(full.outputs)
 
     @property
     def position(self) -> int:
-        return len(self.capture.calls)
+        return len(self.capture.calls) + self._ahead
 
     def execute(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], bound: dict[str, Any]) -> Any:
-        if not any("Tensor" in str(item.type) for item in func._schema.returns):
-            return func(*args, **kwargs)
         if self.position >= len(self.full.calls):
-            raise Diverged
+            raise DivergedError
         call = self.full.calls[self.position]
         if call.overload != str(func):
-            raise Diverged
+            raise DivergedError
         scalars = differing_scalars(call, bound)
         error, result = None, None
         try:
             result = func(*args, **kwargs)
         except Exception as caught:  # whatever an operation says about sizes that do not fit
-            error = str(caught).splitlines()[0] if str(caught) else type(caught).__name__
+            error = first_line(caught)
         if error is None and scalars is None:
             wrong = self.wrong_axes(call, result)
             if not wrong:
                 return result
-            self.trial.failures.append(Failure(call, wrong, "another size than its channels say"))
+            self.failures.append(Failure(call, wrong, "another size than its channels say"))
         else:
-            self.trial.failures.append(Failure(call, (), error or scalars or ""))
+            self.failures.append(Failure(call, (), error or scalars or ""))
             if error is None and not self.wrong_axes(call, result):
                 return result
-        return self.mended(call, result, args)
+        made = [None if value is None else self.made(value) for value in call.outputs]
+        if len(made) == 1 and not isinstance(result, (list, tuple)):
+            return made[0]
+        return tuple(made) if isinstance(result, tuple) else made
+
+    def rescue(self, begin: int, error: Exception) -> Any:
+        """A function that failed before it reached its operations returns what it should have."""
+        known = self.full.functions.get(begin)
+        if isinstance(error, DivergedError) or known is None or self.position >= known[0]:
+            raise error
+        end, result = known
+        self.failures.append(Failure(self.full.calls[self.position], (), first_line(error)))
+        self._ahead += end - self.position
+        self.paused = True
+        try:
+            return _with_tensors(result, self.made)
+        finally:
+            self.paused = False
+
+    def made(self, value: int) -> Tensor:
+        """A tensor of the shape that the labels say."""
+        dtype, device = self.full.kinds[value]
+        return torch.zeros(self.shapes[value], dtype=dtype, device=device)
 
     def wrong_axes(self, call: Call, result: Any) -> tuple[tuple[int, int], ...]:
         returned = list(result) if isinstance(result, (list, tuple)) else [result]
@@ -124,7 +153,7 @@ class Replayer(Recorder):
             return tuple((value, axis) for value in call.outputs if value is not None
                          for axis in range(len(self.full.shapes[value])))  # fmt: skip
         for value, item in zip(call.outputs, returned, strict=True):
-            if value is not None and isinstance(item, Tensor):
+            if value in self._read and isinstance(item, Tensor):
                 want = self.shapes[value]
                 if len(want) != item.ndim:
                     wrong += [(value, axis) for axis in range(len(want))]
@@ -132,26 +161,15 @@ class Replayer(Recorder):
                     wrong += [(value, a) for a in range(item.ndim) if item.shape[a] != want[a]]
         return tuple(wrong)
 
-    def mended(self, call: Call, result: Any, args: tuple[Any, ...]) -> Any:
-        """Outputs of the shapes that the labels say."""
-        like = next((t for t in _flat(result) if isinstance(t, Tensor)), None)
-        like = like if like is not None else next((t for t in _flat(args) if isinstance(t, Tensor)), None)
-        made: list[Any] = []
-        for value in call.outputs:
-            if value is None:
-                made.append(None)
-                continue
-            dtype = like.dtype if like is not None else torch.get_default_dtype()
-            device = like.device if like is not None else torch.device("cpu")
-            made.append(torch.zeros(self.shapes[value], dtype=dtype, device=device))
-        several = isinstance(result, (list, tuple)) or len(made) > 1
-        return (made if not isinstance(result, tuple) else tuple(made)) if several else made[0]
 
-
-def _flat(value: Any) -> list[Any]:
+def _with_tensors(value: Any, make: Callable[[int], Tensor]) -> Any:
+    if isinstance(value, Ref):
+        return make(value.id)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_with_tensors(item, make) for item in value))
     if isinstance(value, (list, tuple)):
-        return [one for item in value for one in _flat(item)]
-    return [value]
+        return type(value)(_with_tensors(item, make) for item in value)
+    return value
 
 
 def differing_scalars(call: Call, bound: Mapping[str, Any]) -> str | None:
@@ -211,21 +229,20 @@ def attempt(
         tensors[name] = by_source[id(source)]
     resize_attributes(copied, model, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
     inputs = map_tensors((args, dict(kwargs)), mode.from_tensor if mode is not None else torch.clone)
-    trial = Trial()
     watchers: list[Replayer] = []
 
     def recorder(capture: Capture, modules: ModuleStack) -> Replayer:
-        watchers.append(Replayer(capture, modules, full, shapes, trial))
+        watchers.append(Replayer(capture, modules, full, shapes))
         return watchers[-1]
 
     try:
-        run(copied, *inputs, tensors, mode=mode, recorder=recorder)
+        run(copied, inputs[0], inputs[1], tensors, mode=mode, recorder=recorder)
     except Exception as error:  # the network's own code may raise anything
-        diverged = isinstance(error, Diverged)
+        diverged = isinstance(error, DivergedError)
+        watcher = watchers[0]
         if diverged and not full.fake:
-            return trial.failures  # control flow follows the data, and slim data are other data
-        position = watchers[0].position
-        call = full.calls[position] if position < len(full.calls) else None
-        text = "takes another path" if diverged else (str(error).splitlines() or [type(error).__name__])[0]
-        trial.failures.append(Failure(call, (), text, watchers[0].modules.current))
-    return trial.failures
+            return watcher.failures  # control flow follows the data, and slim data are other data
+        call = full.calls[watcher.position] if watcher.position < len(full.calls) else None
+        text = "the network takes another path" if diverged else first_line(error)
+        watcher.failures.append(Failure(call, (), text, watcher.modules.current))
+    return watchers[0].failures

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from halp_profiler import sweep
 from halp_profiler.backends import backend_for
-from halp_profiler.backends.base import Backend
 from halp_profiler.devices import Device, find
 from halp_profiler.errors import TableError
 from halp_profiler.sweep import Progress
@@ -80,27 +81,46 @@ def profile_with_result(
         raise TableError(
             "There is nothing to profile", "the network has no kernel that is known", "Check the model"
         )
-    backend = backend_for(found, source=source, threads=threads, batch=batch, precision=precision)
-    where = Path(path) if path is not None else default_table_path(found, model, backend)
+    settings: dict[str, Any] = {"source": source, "threads": threads, "batch": batch, "precision": precision}
+    where = Path(path) if path is not None else default_table_path(found, model, **settings)
+    backend = backend_for(found, **settings)
     result = sweep.run(
         backend, ranges, where, mode=mode, max_error=max_error, time_budget_s=time_budget_s, progress=progress
     )
     return LatencyTable.load(where), result
 
 
-def default_table_path(device: Device | str, model: str, backend: Backend | None = None) -> Path:
+def default_table_path(
+    device: Device | str,
+    model: str,
+    *,
+    source: str | None = None,
+    batch: int = 1,
+    threads: int = 1,
+    precision: str = "fp32",
+) -> Path:
     """Where a table is kept when nothing is said: the first folder of ``$HALP_LATENCY_TABLES``, else the user's cache.
 
-    The file is named after the device, the network and, where ``backend`` is given, all that makes two tables
-    different ones: the runtime and its version, threads, batch and precision.
+    The file is named after all that makes two tables different ones: the device, the runtime and its version
+    or that it is modelled, threads, batch, precision, and the network.
+
+    Raises:
+        UsageError: an unknown device.
     """
     found = find(device) if isinstance(device, str) else device
     named = [p for p in os.environ.get("HALP_LATENCY_TABLES", "").split(os.pathsep) if p]
     folder = Path(named[0]) if named else cache_folder()
-    parts: list[object] = [found.name if not found.attached else found.label]
-    if backend is not None:
-        h = backend.header()
-        threads = h.device.get("threads")
-        parts = ["modelled" if h.source == "modelled" else "", *parts, f"{h.backend}{h.backend_version}" if h.source == "measured" else "",
-                 f"t{threads}" if threads else "", f"b{h.batch}", h.precision]  # fmt: skip
-    return folder / (slug(*parts, model) + SUFFIX)
+    if found.kind == "cpu":
+        parts = [found.label, f"ort{_runtime_version()}", f"t{threads}"]
+    else:
+        parts = [found.name if found.datasheet is None else found.datasheet.name, source or "modelled"]
+    return folder / (slug(*parts, f"b{batch}", precision, model) + SUFFIX)
+
+
+def _runtime_version() -> str:
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return ""

@@ -13,6 +13,7 @@ from typing import Any
 import halp_profiler
 import numpy as np
 from halp_profiler import table as tables
+from halp_profiler.devices import host_fingerprint
 from halp_profiler.errors import TableError
 from halp_profiler.kernel import Kernel
 from halp_profiler.surface import Surface
@@ -62,6 +63,17 @@ class LatencyTable:
     @property
     def device(self) -> str:
         return str(self.header.device["name"])
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it was measured on the processor that this runs on."""
+        return self.source == "measured" and self.device == str(host_fingerprint()["name"])
+
+    @property
+    def held_out_error(self) -> float | None:
+        """Median relative error on the points that the last sweep held out; None where none was noted."""
+        noted = (s.get("held_out_error") for s in reversed(self._table.sweeps))
+        return next((float(e) for e in noted if isinstance(e, int | float)), None)
 
     @property
     def threads(self) -> int | None:
@@ -115,6 +127,7 @@ class LatencyTable:
             "backend": self.header.backend, "version": self.header.backend_version,
             "precision": self.header.precision, "batch": self.batch, "threads": self.threads,
             "source": self.source, "kernels": len(self.kernels), "points": len(self),
+            "held_out_error": self.held_out_error,
         }  # fmt: skip
 
 

@@ -51,9 +51,7 @@ def top1_onnx(
         DataError: there is no image, or images and labels differ in number.
         UsageError: the file takes several inputs, has no such output, or other scores.
     """
-    session = runtime.session(
-        file if isinstance(file, bytes) else os.fspath(file), threads=threads, provider=provider
-    )
+    session = runtime.session(file if isinstance(file, bytes) else os.fspath(file), threads=threads, provider=provider)
     specs = session.get_inputs()
     if len(specs) != 1:
         raise UsageError(
@@ -64,10 +62,8 @@ def top1_onnx(
     names = [spec.name for spec in session.get_outputs()]
     wanted = output or names[0]
     if wanted not in names:
-        raise UsageError(
-            "Cannot measure accuracy", f"there is no output {wanted!r}", f"Choose of {', '.join(names)}"
-        )
-    fixed = specs[0].shape[0] if isinstance(specs[0].shape[0], int) else None
+        raise UsageError("Cannot measure accuracy", f"there is no output {wanted!r}", f"Choose of {', '.join(names)}")
+    fixed = runtime.fixed_batch(session)
 
     correct = total = 0
     for images, labels in batches:

@@ -102,15 +102,11 @@ def compare_calls(
     if blocks < _LEAST_BLOCKS:
         raise UsageError("Cannot compare", f"{blocks} blocks are too few", f"Ask for {_LEAST_BLOCKS} or more")
     if not 0 < confidence < 1:
-        raise UsageError(
-            "Cannot compare", f"confidence is {confidence}", "Give a level between 0 and 1, e.g. 0.95"
-        )
+        raise UsageError("Cannot compare", f"confidence is {confidence}", "Give a level between 0 and 1, e.g. 0.95")
     each = seconds / blocks
     pairs = np.empty((blocks, 2))
     for block in range(blocks):
-        timing = time_interleaved(
-            {"candidate": candidate, "reference": reference}, min_seconds=each, min_rounds=4
-        )
+        timing = time_interleaved({"candidate": candidate, "reference": reference}, min_seconds=each, min_rounds=4)
         pairs[block] = timing["candidate"].median_ms, timing["reference"].median_ms
     return judge(pairs, confidence=confidence, indifference=indifference)
 

@@ -51,7 +51,7 @@ class Counts:
         flops: 2 * macs.
         params: elements of all parameters; a shared one counts once.
         layers: the operations that macs is the sum of, in the order of execution.
-        uncounted: (name, how often) of operations that read a weight matrix and have no rule here.
+        uncounted: (name, how often) of operations of an unknown kind that read a weight matrix.
     """
 
     macs: int
@@ -74,7 +74,7 @@ def count(graph: TracedNetwork, widths: Mapping[str, int] | None = None) -> Coun
     for op in graph.ops:
         rule = _RULES.get(op.kind)
         if rule is None:
-            if any(len(sizes.full.get(name, ())) >= 2 for name in op.params):
+            if op.kind == "other" and any(len(sizes.full.get(name, ())) >= 2 for name in op.params):
                 uncounted[op.name] += 1
             continue
         layers.append(LayerCount(op.module, op.kind, round(rule(op, sizes) / batch)))
@@ -96,9 +96,7 @@ class _Sizes:
     def shape(self, name: str) -> tuple[int, ...]:
         full = self.full[name]
         axes = self._axes.get(name) or (None,) * len(full)
-        return tuple(
-            size if axis is None else self._kept(axis) for size, axis in zip(full, axes, strict=True)
-        )
+        return tuple(size if axis is None else self._kept(axis) for size, axis in zip(full, axes, strict=True))
 
     def numel(self, name: str) -> int:
         return math.prod(self.shape(name))
@@ -126,11 +124,11 @@ def _conv(op: Op, sizes: _Sizes) -> float:
     name = sizes.weight(op, len(kernel) + 2)
     if name is not None:
         return float(positions * sizes.numel(name))
-    # The weight was computed (weight standardisation, for one): its size follows from the channels.
-    c_in, c_out, groups = op.c_in(sizes.widths), op.c_out(sizes.widths), int(op.attrs.get("groups", 1))
-    if groups > 1 and groups == op.c_in.full:
-        groups = c_in  # depthwise: a group goes with its channel
-    return positions * c_in * c_out * math.prod(kernel) / groups
+    # The weight was computed (weight standardisation, for one): its size follows from the channels. In a
+    # grouped convolution whole groups are kept or removed, so the channels that one group reads stay.
+    groups = int(op.attrs.get("groups", 1))
+    fan_in = op.c_in(sizes.widths) if groups == 1 else op.c_in.full // groups
+    return float(positions * op.c_out(sizes.widths) * fan_in * math.prod(kernel))
 
 
 def _positions(shape: tuple[int, ...], spatial: int) -> int:

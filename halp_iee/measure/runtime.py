@@ -105,9 +105,7 @@ def session(
         UsageError: ``threads`` is not positive.
     """
     if threads < 1:
-        raise UsageError(
-            "Cannot start ONNX Runtime", f"threads is {threads}", "Give a whole number from 1 up"
-        )
+        raise UsageError("Cannot start ONNX Runtime", f"threads is {threads}", "Give a whole number from 1 up")
     ort = require_onnxruntime()
     available = ort.get_available_providers()
     if provider not in available:
@@ -129,9 +127,7 @@ def session(
     else:
         path = Path(model)
         if not path.is_file():
-            raise ArtifactError(
-                f"Cannot open {path}", "there is no such file", "Give the path of an ONNX file"
-            )
+            raise ArtifactError(f"Cannot open {path}", "there is no such file", "Give the path of an ONNX file")
         label, source = str(path), str(path)
     try:
         return ort.InferenceSession(source, sess_options=options, providers=[provider])
@@ -226,8 +222,7 @@ def bind(
     for spec in specs:
         array = np.ascontiguousarray(given[spec.name])
         fits = array.ndim == len(spec.shape) and all(
-            not isinstance(want, int) or want == have
-            for want, have in zip(spec.shape, array.shape, strict=True)
+            not isinstance(want, int) or want == have for want, have in zip(spec.shape, array.shape, strict=True)
         )
         if not fits:
             raise UsageError(
@@ -238,6 +233,12 @@ def bind(
         dtype = _DTYPES.get(spec.type)
         feeds[spec.name] = array if dtype is None else array.astype(dtype, copy=False)
     return feeds
+
+
+def fixed_batch(sess: onnxruntime.InferenceSession) -> int | None:
+    """The batch that a model is fixed to: the first axis of its first input; None when that is open."""
+    shape = sess.get_inputs()[0].shape if sess.get_inputs() else []
+    return shape[0] if shape and isinstance(shape[0], int) else None
 
 
 def describe() -> dict[str, str]:

@@ -80,11 +80,13 @@ class ElasticNetwork:
         positions = self.positions(self.keep)
         tensors = self._tensors()
         for name in self.store:
-            self._write(self.store[name], tensors[name].detach(), positions[name], except_ and except_[name])
+            self._write(
+                self.store[name], tensors[name].detach(), positions[name], None if except_ is None else except_[name]
+            )
         for (name, slot), full in self.slots.items():
             live = self.optimizer.state.get(tensors[name], {}).get(slot)
             if live is not None:
-                self._write(full, live, positions[name], except_ and except_[name])
+                self._write(full, live, positions[name], None if except_ is None else except_[name])
 
     @staticmethod
     def _write(
@@ -93,10 +95,11 @@ class ElasticNetwork:
         positions: tuple[np.ndarray | None, ...],
         except_: tuple[np.ndarray | None, ...] | None,
     ) -> None:
-        kept = None if except_ is None else full[_index(except_, full.shape)].clone()
+        frozen = None if except_ is None else _index(except_, full.shape)
+        kept = full if frozen is None else full[frozen].clone()
         full[_index(positions, full.shape)] = live
-        if except_ is not None:
-            full[_index(except_, full.shape)] = kept
+        if frozen is not None:
+            full[frozen] = kept
 
     def restore(self, positions: Positions) -> None:
         """Put the store's values at `positions` (of the full size) back into a fully awake model."""

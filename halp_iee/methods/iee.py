@@ -297,8 +297,16 @@ class IEE:
         """The decided groups of an answer; it also lists those that are frozen."""
         return {name: answer.keep[name] for name in self._prunable()}
 
-    def _solve(self, scores: Mapping[str, np.ndarray], budget_ms: float, **kind: Units) -> Answer:
-        return solve(self.cost, scores, budget_ms, self.config.solver, min_units=self._least(), **kind)
+    def _solve(
+        self,
+        scores: Mapping[str, np.ndarray],
+        budget_ms: float,
+        active: Units | None = None,
+        standing: Units | None = None,
+    ) -> Answer:
+        return solve(
+            self.cost, scores, budget_ms, self.config.solver, min_units=self._least(), active=active, standing=standing
+        )
 
     def _prune(self) -> None:
         scores = self._collect()
@@ -370,8 +378,9 @@ class IEE:
 
     def _nearest(self, budget_ms: float) -> Answer:
         """Under the present latency pruned from Theta_K, above it grown from Theta_P."""
-        kind = "active" if self.cost.predict(self.widths) > budget_ms else "standing"
-        return self._solve(self.scores, budget_ms, **{kind: self.active})
+        if self.cost.predict(self.widths) > budget_ms:
+            return self._solve(self.scores, budget_ms, active=self.active)
+        return self._solve(self.scores, budget_ms, standing=self.active)
 
     def slim(self) -> nn.Module:
         """The network with the active structure, as `ChannelGraph.slim` gives it and proves it.

@@ -57,7 +57,7 @@ def build(
         return OWN[spec][0](**{name: value for name, value in options.items() if value is not None})
     if spec in _torchvision_names():
         return _from_torchvision(spec, num_classes, in_channels, image_size)
-    raise _unknown(spec, available())
+    raise _unknown(spec)
 
 
 def default_input_shape(spec: str) -> Shape:
@@ -76,13 +76,13 @@ def default_input_shape(spec: str) -> Shape:
         timm = _timm()
         name = spec.removeprefix("timm:")
         if not timm.is_model(name):
-            raise _unknown(name, tuple(timm.list_models()))
+            raise _unknown_to_timm(name, timm.list_models())
         config = timm.get_pretrained_cfg(name)
         return tuple(config.input_size) if config is not None else (3, 224, 224)
     if spec in OWN:
         return OWN[spec][1]
     if spec not in _torchvision_names():
-        raise _unknown(spec, available())
+        raise _unknown(spec)
     from torchvision.models import get_model_weights
 
     sizes = []
@@ -132,12 +132,19 @@ def check_fits(model: nn.Module, input_shape: tuple[int, ...], num_classes: int)
         )
 
 
-def _unknown(name: str, names: tuple[str, ...]) -> UsageError:
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+def _unknown(name: str) -> UsageError:
+    near = difflib.get_close_matches(name, available(), n=3, cutoff=0.5)
     remedy = f"did you mean {', '.join(near)}" if near else "try resnet20 or resnet50"
-    if not near or ":" not in name:
-        remedy += "; timm:NAME and path/to/file.py:function work too"
-    return UsageError(f"unknown network {name!r}", "neither halp_iee.models nor torchvision has it", remedy)
+    return UsageError(
+        f"unknown network {name!r}", "neither halp_iee.models nor torchvision has it",
+        f"{remedy}; timm:NAME and path/to/file.py:function work too",
+    )  # fmt: skip
+
+
+def _unknown_to_timm(name: str, names: list[str]) -> UsageError:
+    near = [f"timm:{found}" for found in difflib.get_close_matches(name, names, n=3, cutoff=0.5)]
+    remedy = f"did you mean {', '.join(near)}" if near else "try timm:resnet18"
+    return UsageError(f"unknown network 'timm:{name}'", "timm has none of this name", remedy)
 
 
 def _first_line(error: BaseException) -> str:
@@ -213,7 +220,7 @@ def _from_timm(
 ) -> nn.Module:
     timm = _timm()
     if not timm.is_model(name):
-        raise _unknown(name, tuple(timm.list_models()))
+        raise _unknown_to_timm(name, timm.list_models())
     options = {"num_classes": num_classes, "in_chans": in_channels, "img_size": image_size}
     options = {key: value for key, value in options.items() if value is not None}
     try:

@@ -149,19 +149,20 @@ def prune_and_grow(data: Data) -> str:
     if not latency:
         return ""
     target = number(mapping(data.get("result")).get("target_ms"))
+    word = "modelled" if mapping(data.get("result")).get("source") == "modelled" else "predicted"
     result = [Series("latency of the active structure", "slim", latency, dots=len(latency) <= 60)]
     if target is not None:
         ends = [(latency[0][0], target), (latency[-1][0], target)]
         result.append(Series("target", "prune", ends, dashed=True))
     panels = _panel(
-        "Latency, predicted, after every prune and grow",
+        f"Latency, {word}, after every prune and grow",
         plots.chart(result, x_unit="training step", y_format=lambda v: f"{v:g} ms"),
     )
     changes = [
         Series("IoU of the active structure after prune", "prune", _over(steps, "prune", "iou")),
         Series("IoU after grow", "grow", _over(steps, "grow", "iou")),
     ]
-    survival = [Series("survival of grown units through the next prune", "grow", _over(steps, "prune", "survival"))]
+    survival = [Series("share of grown units that survive the next prune", "grow", _over(steps, "prune", "survival"))]
     for title, series in (
         ("How much of the structure stays", changes),
         ("How many of the grown units stay", survival),

@@ -88,13 +88,13 @@ def render(data: Mapping[str, Any]) -> str:
         if part
     )
     title = f"{result.get('model') or 'A network'}: latency report"
-    version = result.get("version")
+    maker = f"Made by halp-iee {result.get('version') or ''}".strip()
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{esc(title)}</title><style>\n{style}</style></head>\n<body><main>\n{body}\n"
-        f"<footer>Made by halp-iee {esc(version or '')}. Measured means timed on the device, predicted means summed "
+        f"<footer>{esc(maker)}. Measured means timed on the device, predicted means summed "
         "from its latency table, modelled means computed from a datasheet.</footer></main>\n"
         '<div id="tip" role="tooltip" hidden></div>'
         f'<script type="application/json" id="result">{_json(result)}</script>'

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from halp_iee.report.text import esc
 
 _LARGEST = 1e15
+_SMALLEST = 1e-30
 _NOTHING = 1e-9  # a range this small beside its values is none
 _MOST_POINTS = 400
 _MOST_DOTS = 120
@@ -93,8 +94,8 @@ class _Frame:
         if same_scale:
             return cls((y_ticks[0], y_ticks[-1]), (y_ticks[0], y_ticks[-1]), y_ticks, y_ticks)
         low, high = min(xs), max(xs)
-        if high - low <= _NOTHING * max(abs(low), abs(high)):
-            low, high = low - 0.5, high + 0.5
+        if _is_point(low, high):
+            low, high = low - 0.5 - abs(low) * 1e-6, high + 0.5 + abs(high) * 1e-6
         x_ticks = [tick for tick in ticks(low, high) if low <= tick <= high]
         return cls((low, high), (y_ticks[0], y_ticks[-1]), x_ticks, y_ticks)
 
@@ -167,8 +168,8 @@ def stacks(bars: Sequence[tuple[str, str, Sequence[tuple[str, float]]]], scale: 
 
 def ticks(low: float, high: float, *, pad: bool = False, about: int = 4) -> list[float]:
     """Round values, 1, 2 or 5 times a power of ten apart; with ``pad`` they enclose the range."""
-    if high - low <= _NOTHING * max(abs(low), abs(high)):
-        spread = abs(low) * 0.1 or 1.0
+    if _is_point(low, high):
+        spread = abs(low) * 0.1 if abs(low) > _SMALLEST else 1.0
         low, high = low - (spread if pad else 0), high + spread
     raw = (high - low) / about
     power = 10.0 ** math.floor(math.log10(raw))
@@ -176,6 +177,10 @@ def ticks(low: float, high: float, *, pad: bool = False, about: int = 4) -> list
     first = math.floor(low / step + 1e-9) if pad else math.ceil(low / step - 1e-9)
     last = math.ceil(high / step - 1e-9) if pad else math.floor(high / step + 1e-9)
     return [float(f"{index * step:.12g}") for index in range(first, last + 1)] or [low]
+
+
+def _is_point(low: float, high: float) -> bool:
+    return high - low <= max(_SMALLEST, _NOTHING * max(abs(low), abs(high)))
 
 
 def _drawable(series: Series) -> Series:

@@ -82,6 +82,7 @@ class RunDirectory:
     result = property(lambda self: self.root / "result.json")
     report = property(lambda self: self.root / "report.html")
     evidence = property(lambda self: self.root / "evidence.json")
+    calibration = property(lambda self: self.root / "calibration.json")
 
     def claim(self, config: Mapping[str, Any]) -> None:
         """Record what the run is, or check that the directory holds the same run.
@@ -127,7 +128,8 @@ class RunDirectory:
         """Remove what a run of this tool leaves; nothing else that lies in the directory."""
         import shutil
 
-        for path in (self.config, self.artifact, self.onnx, self.dense_onnx, self.result, self.report, self.evidence):
+        files = (self.config, self.artifact, self.onnx, self.dense_onnx, self.result, self.report)
+        for path in (*files, self.evidence, self.calibration):
             path.unlink(missing_ok=True)
         for folder in (self.dense, self.slim):
             shutil.rmtree(folder, ignore_errors=True)

@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from halp_profiler.devices import attached
+
 import halp_iee
 from halp_iee.measure import runtime
 from halp_iee.measure.flops import Counts, count
@@ -41,11 +43,13 @@ def result(
     predicted_ms, dense_predicted_ms = cost.model.predict(slimmed.widths), cost.model.dense_ms
     dense_ms, slim_ms = measured.dense_ms or dense_predicted_ms, measured.slim_ms or predicted_ms
     batch = job.device.batch
+    # A fraction is of the dense latency that was timed in turn with the slim one, whatever the machine does meanwhile.
+    target_ms = cost.target_ms if measured.dense_ms is None else job.target.of_ms(measured.dense_ms, batch)
     return {
         "model": job.model, "data": job.data, "method": job.method, "seed": job.seed,
-        "device": cost.model.device, "threads": job.device.threads, "batch": batch,
+        "device": cost.table["device"], "threads": job.device.threads, "batch": batch,
         "runtime": " ".join(runtime.describe().values()) if cost.clock else "modelled from the datasheet",
-        "target": str(job.target), "target_ms": cost.target_ms,
+        "target": str(job.target), "target_ms": target_ms,
         "dense_ms": dense_ms, "predicted_ms": predicted_ms, "measured_ms": measured.slim_ms,
         "dense_predicted_ms": dense_predicted_ms, "dense_measured_ms": measured.dense_ms,
         "source": cost.model.source, "unstable": measured.unstable,
@@ -106,7 +110,7 @@ def evidence(result: dict[str, Any], job: Job, network: Network, cost: Cost, sli
         "table": cost.table,
         "environment": {
             "halp-iee": halp_iee.__version__, "python": platform.python_version(), "system": platform.platform(),
-            "processor": cost.model.device if job.device.name == "cpu" else _processor(), "cores": os.cpu_count(),
+            "processor": attached()[0].label, "cores": os.cpu_count(),
             **_versions(),
         },
         "reproduce": _command(job),
@@ -117,12 +121,6 @@ def _versions() -> dict[str, str]:
     from importlib.metadata import version
 
     return {name: version(name) for name in ("torch", "torchvision", "onnx", "numpy")} | runtime.describe()
-
-
-def _processor() -> str:
-    from halp_profiler.devices import attached
-
-    return attached()[0].name
 
 
 def _command(job: Job) -> str:

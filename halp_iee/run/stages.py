@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from halp_profiler import sweep
+from halp_profiler.devices import Device
+from halp_profiler.devices import find as find_device
 from torch import Tensor, nn
 
 import halp_iee
@@ -16,11 +19,12 @@ from halp_iee import models
 from halp_iee.errors import TargetError
 from halp_iee.graph import ChannelGraph, trace
 from halp_iee.latency import LatencyModel, LatencyTable
-from halp_iee.latency.profile import default_table_path, profile_network
+from halp_iee.latency.profile import profile_with_result
+from halp_iee.latency.table import find as find_table
 from halp_iee.methods.elastic import Units
 from halp_iee.progress import Progress
 from halp_iee.run.clock import RuntimeClock
-from halp_iee.run.directory import RunDirectory
+from halp_iee.run.directory import RunDirectory, read_json, write_json
 from halp_iee.run.job import DeviceChoice, Job
 from halp_iee.solve import solve
 
@@ -39,6 +43,28 @@ class Network:
     graph: ChannelGraph
     data: Data | None
     example: Tensor
+
+
+@dataclass(frozen=True)
+class Table:
+    """A latency table that covers the network, how its sweep went, and the device that it is for."""
+
+    table: LatencyTable
+    sweep: sweep.Result
+    device: Device
+
+    @property
+    def local(self) -> bool:
+        """Whether the device is at hand, so that whole networks can be timed on it."""
+        return self.table.source == "measured" and self.device.attached
+
+    def summary(self) -> dict[str, Any]:
+        """What a result and a report say of the table."""
+        error = self.sweep.held_out_error
+        return {
+            **self.table.summary(), "held_out_error": None if math.isnan(error) else error,
+            "measured_now": self.sweep.measured, "sweep_seconds": self.sweep.seconds,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -115,7 +141,7 @@ def network(job: Job) -> Network:
     if job.data is not None:
         from halp_iee.train.data import load
 
-        data = load(job.data, seed=job.seed)
+        data = load(job.data)  # the run's seed must not change what is learned and tested on
     torch.manual_seed(job.seed)
     shape = job.input_shape or (data.input_shape if data else models.default_input_shape(job.model))
     if data is not None:
@@ -130,7 +156,7 @@ def network(job: Job) -> Network:
     return Network(model, trace(model, example), data, example)
 
 
-def table(job: Job, network: Network, progress: Progress) -> LatencyTable:
+def table(job: Job, network: Network, progress: Progress) -> Table:
     """The latency table of the device: the one given, the one there is, or a new one."""
     return find_or_make_table(network.graph, job.model, job.device, tuple(network.example.shape[1:]), progress)
 
@@ -142,59 +168,89 @@ def find_or_make_table(
     shape: tuple[int, ...],
     progress: Progress,
     out: Path | None = None,
-) -> LatencyTable:
+) -> Table:
     """Bring a table to where it covers the network; what it holds already is not measured again.
 
     Args:
+        graph: of the network.
+        model: its name, which a new table is called after.
+        device: what it is for, and how it is measured.
         shape: of one input, which decides how long a sweep may take when nothing is said.
+        progress: shows the sweep.
         out: the table's file; else the one that `device` names, else one in the user's cache.
     """
-    path = out or device.table or default_table_path(device.name, model, batch=device.batch, threads=device.threads)
+    found = find_device(device.name)
     seconds = device.time_budget_s or (60.0 if math.prod(shape) < 20_000 else 180.0)
-    with progress.task(f"latency table for {device.name}") as task:
-        return profile_network(
-            graph, device.name, path, source=device.source, batch=device.batch, threads=device.threads,
-            time_budget_s=seconds, max_error=device.max_error,
+    path = out or (_existing(device.table) if device.table else None)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with progress.task(f"latency table for {found.label}") as task:
+        made, swept = profile_with_result(
+            graph, found, path, model=_short(model), source=None if device.source == "auto" else device.source,
+            batch=device.batch, threads=device.threads, time_budget_s=seconds, max_error=device.max_error,
             progress=lambda done, total, eta_s: task.update(done, total),
         )  # fmt: skip
+    return Table(made, swept, found)
 
 
-def cost(job: Job, network: Network, table: LatencyTable, progress: Progress) -> Cost:
+def _existing(path_or_name: str) -> Path:
+    """The table of that name or path; a path that does not exist yet is where a new one goes."""
+    path = Path(path_or_name)
+    return path if path.suffix == ".jsonl" and path.parent.is_dir() else find_table(path_or_name)
+
+
+def _short(model: str) -> str:
+    return Path(model.split(".py:")[0]).stem + "-" + model.split(".py:")[1] if ".py:" in model else model
+
+
+def cost(job: Job, network: Network, table: Table, run: RunDirectory, progress: Progress) -> Cost:
     """A latency model of the network, calibrated against whole networks when the device is at hand.
+
+    What was timed is kept in the run, so a run that goes on sees the same costs and the same target.
 
     Raises:
         TargetError: the target is under what any structure can reach.
         UsageError: the dense network is fast enough already.
     """
-    model = LatencyModel(network.graph, table)
-    if table.source == "modelled" or not table.is_local:
-        progress.say(
-            f"NOTE: {job.device.name} is not attached. Its latencies are MODELLED from its datasheet, not measured."
-        )
-        return Cost(model, None, job.target.resolve_ms(model.dense_ms, job.device.batch), (), table.summary())
+    model, batch = LatencyModel(network.graph, table.table), job.device.batch
+    everything = {g.name: np.ones(g.size) for g in network.graph.groups if g.prunable}
+    if not table.local:
+        progress.say(f"NOTE: {table.device.label} is not attached: its latencies are MODELLED from its datasheet.")
+        target_ms = job.target.resolve_ms(model.dense_ms, batch)
+        solve(model, everything, target_ms)  # raises under the floor
+        return Cost(model, None, target_ms, (), table.summary())
     clock = RuntimeClock(network.graph, network.example, threads=job.device.threads)
-    prunable = {g.name: g.size for g in network.graph.groups if g.prunable}
-    points: list[tuple[dict[str, int], float]] = []
+    if run.calibration.exists():
+        points = [(dict(p["widths"]), float(p["measured_ms"])) for p in read_json(run.calibration)]
+        clock.scale_to(points[0][1])
+    else:
+        points = _time_whole_networks(job, network, model, clock, progress)
+        write_json(run.calibration, [{"widths": widths, "measured_ms": ms} for widths, ms in points])
+    calibrated = model.calibrate(points)
+    target_ms = job.target.resolve_ms(points[0][1], batch)
+    solve(calibrated, everything, target_ms)
+    record = tuple((model.predict(widths), calibrated.predict(widths), ms) for widths, ms in points)
+    return Cost(calibrated, clock, target_ms, record, table.summary())
+
+
+def _time_whole_networks(
+    job: Job, network: Network, model: LatencyModel, clock: RuntimeClock, progress: Progress
+) -> list[tuple[dict[str, int], float]]:
+    """(widths, measured ms) of the dense network and of a few random ones on the way down to the target."""
     with progress.task("calibration against whole networks", CALIBRATION_NETWORKS + 1) as task:
-        points.append((network.graph.full_widths, clock.dense_ms))
+        points = [(network.graph.full_widths, clock.dense_ms)]
         task.update(1)
-        # Structures like those that will be asked for: the error that matters is the one there.
         share = job.target.resolve_ms(clock.dense_ms, job.device.batch) / clock.dense_ms
         rng = np.random.default_rng(job.seed)
         for i in range(CALIBRATION_NETWORKS):
-            scores = {name: rng.random(size) for name, size in prunable.items()}
-            budget_ms = model.dense_ms * share ** ((i + 1) / CALIBRATION_NETWORKS)
+            scores = {g.name: rng.random(g.size) for g in network.graph.groups if g.prunable}
             try:
-                answer = solve(model, scores, budget_ms)
+                answer = solve(model, scores, model.dense_ms * share ** ((i + 1) / CALIBRATION_NETWORKS))
             except TargetError:
-                continue  # the calibrated floor is what counts, and it is checked below
+                continue  # the calibrated floor is what counts, and the caller checks it
             points.append((answer.widths, clock(answer.keep)))
             task.update(2 + i)
-    calibrated = model.calibrate(points)
-    target_ms = job.target.resolve_ms(clock.dense_ms, job.device.batch)
-    solve(calibrated, {name: np.ones(size) for name, size in prunable.items()}, target_ms)  # raises under the floor
-    record = tuple((model.predict(w), calibrated.predict(w), ms) for w, ms in points)
-    return Cost(calibrated, clock, target_ms, record, table.summary())
+    return points
 
 
 def export(

@@ -46,13 +46,17 @@ class Target:
             )
         return cls(value, unit)  # type: ignore[arg-type]
 
+    def of_ms(self, dense_ms: float, batch: int = 1) -> float:
+        """The target in ms, whether it makes sense or not."""
+        return {"fraction": self.value * dense_ms, "ms": self.value, "fps": 1000.0 * batch / self.value}[self.unit]
+
     def resolve_ms(self, dense_ms: float, batch: int = 1) -> float:
         """The target in ms for a network of that dense latency.
 
         Raises:
             UsageError: the dense network is already as fast as that.
         """
-        target_ms = {"fraction": self.value * dense_ms, "ms": self.value, "fps": 1000.0 * batch / self.value}[self.unit]
+        target_ms = self.of_ms(dense_ms, batch)
         if target_ms > dense_ms or (self.unit != "fraction" and target_ms == dense_ms):
             raise UsageError(
                 f"nothing is to be done for a target of {self}",

@@ -57,7 +57,7 @@ def _per_channel(module: Any, dense: Any, shapes: Shapes) -> None:
 def _group_norm(module: Any, dense: Any, shapes: Shapes) -> None:
     if "weight" in shapes:
         module.num_channels = shapes["weight"][0]
-        module.num_groups = module.num_channels * dense.num_groups // dense.num_channels
+        module.num_groups = max(1, module.num_channels * dense.num_groups // dense.num_channels)
 
 
 def _layer_norm(module: Any, dense: Any, shapes: Shapes) -> None:

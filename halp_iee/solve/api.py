@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from halp_iee.errors import TargetError, UsageError
-from halp_iee.graph.records import Keep
 from halp_iee.solve.answer import Answer, relative_gap
 from halp_iee.solve.build import Limit, build
+from halp_iee.solve.dual import Oracle
 from halp_iee.solve.floor import find_floor
 from halp_iee.solve.halp import solve_halp
 from halp_iee.solve.joint import Solved, bound_importance, solve_joint
 from halp_iee.solve.problem import Problem
 from halp_iee.solve.verify import verify
+
+if TYPE_CHECKING:
+    from halp_iee.graph.records import Keep
 
 SOLVERS = ("joint", "halp", "cp-sat")
 
@@ -58,6 +62,11 @@ def solve(
     """
     if solver not in SOLVERS:
         raise UsageError("the solver is not known", f"{solver!r}", f"Choose one of {', '.join(SOLVERS)}")
+    for name, number in (("resolution_ms", resolution_ms), ("time_limit_s", time_limit_s)):
+        if number is not None and not (math.isfinite(number) and number > 0.0):
+            raise UsageError("the solver cannot run", f"{name} is {number!r}", "Give a positive number")
+    if not 0.0 <= tolerance < 1.0:
+        raise UsageError("the solver cannot run", f"tolerance is {tolerance!r}", "Give a share from 0 to 1")
     start = time.perf_counter()
     problem = build(
         cost, importance, budget_ms, active=active, standing=standing,
@@ -83,8 +92,10 @@ def solve_problem(
     as_published: bool = False,
     resolution_ms: float | None = None,
     time_limit_s: float = 30.0,
+    root: Oracle | None = None,
+    start: np.ndarray | None = None,
 ) -> Solved:
-    """The same for a stated problem, without the check."""
+    """The same for a stated problem, without the check; ``root`` and ``start`` as for ``solve_joint``."""
     most = problem.most
     if problem.predict_ms(most) <= problem.budget_ms:
         value = problem.value(most)
@@ -102,7 +113,7 @@ def solve_problem(
 
         solved = solve_cp_sat(problem, time_limit_s=time_limit_s)
     else:
-        solved = solve_joint(problem, tolerance)
+        solved = solve_joint(problem, tolerance, root=root, start=start)
     if solved is not None:
         return solved
     floor = find_floor(problem)

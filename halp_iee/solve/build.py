@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from halp_iee.errors import UsageError
-from halp_iee.graph.records import Keep, Width
 from halp_iee.solve.problem import Axis, LayerTerm, Problem, UnitGroup
+
+if TYPE_CHECKING:
+    from halp_iee.graph.records import Keep, Width
 
 Limit = Mapping[str, int] | int | None
 WHAT = "the widths cannot be solved for"
@@ -47,7 +49,7 @@ def build(
     Raises:
         UsageError: a value that is not a number, a wrong length, an unknown name, contradictory limits.
     """
-    budget_ms = _budget(budget_ms)
+    budget_ms = check_budget(budget_ms)
     sizes, frozen = _group_sizes(cost)
     for name in importance:
         if name not in sizes:
@@ -85,7 +87,8 @@ def build(
         cumulated = np.concatenate([[0.0], np.cumsum(scores[order])])
         groups.append(UnitGroup(name, size, order, len(stands), widths, cumulated[widths]))
     for name, units in active_units.items():
-        settled.setdefault(name, units) if name not in decided else None
+        if name not in decided:
+            settled.setdefault(name, units)
 
     index = {group.name: i for i, group in enumerate(groups)}
     layers, fixed_ms = [], float(cost.fixed_ms)
@@ -104,11 +107,18 @@ def build(
         return float(cost.predict(named))
 
     return Problem(
-        tuple(groups), tuple(layers), fixed_ms, budget_ms, settled, float(cost.predict(dict(sizes))), predict_ms
+        tuple(groups),
+        tuple(layers),
+        fixed_ms,
+        budget_ms,
+        settled,
+        float(cost.predict(dict(sizes))),
+        predict_ms,
     )
 
 
-def _budget(budget_ms: Any) -> float:
+def check_budget(budget_ms: Any) -> float:
+    """The budget as a number. Raises UsageError where it is none, not finite or not positive."""
     try:
         number = float(budget_ms)
     except (TypeError, ValueError):
@@ -225,7 +235,9 @@ def _widths(
         high = int(max_units) if isinstance(max_units, int | np.integer) else most
     if high < low:
         raise UsageError(
-            WHAT, f"group {name!r} is to keep at least {low} and at most {high} units", "Give limits that agree"
+            WHAT,
+            f"group {name!r} is to keep at least {low} and at most {high} units",
+            "Give limits that agree",
         )
     if high < standing:
         raise UsageError(

@@ -49,16 +49,16 @@ class Oracle:
         self.cells = cells
         scopes = cells.network.scopes
         self._pairs = [scope for scope in scopes if len(scope) == 2]
-        self._singles = [
-            cells.latencies.get((v,), np.zeros(size)) for v, size in enumerate(cells.sizes)
-        ]
+        self._singles = [cells.latencies.get((v,), np.zeros(size)) for v, size in enumerate(cells.sizes)]
         self.elimination = Elimination(cells, scopes, order, cap)
 
     def tables(self, price: float) -> list[np.ndarray]:
         """The tables whose sum is to be minimised; price inf means latency alone."""
         if math.isinf(price):
             return self._singles + [self.cells.latencies[scope] for scope in self._pairs]
-        singles = [price * table - value for table, value in zip(self._singles, self.cells.values, strict=True)]
+        singles = [
+            price * table - value for table, value in zip(self._singles, self.cells.values, strict=True)
+        ]
         return singles + [price * self.cells.latencies[scope] for scope in self._pairs]
 
     def choose(self, price: float) -> tuple[float, Choice]:
@@ -74,6 +74,11 @@ class Oracle:
         """Per variable and cell, a bound on the importance of any widths within the budget that use it."""
         marginals = self.elimination.marginals(self.tables(price))
         return [price * (budget_ms - self.cells.network.constant_ms) - least for least in marginals]
+
+    def fastest(self) -> list[np.ndarray]:
+        """Per variable and cell, the least latency in ms of any widths that use it."""
+        marginals = self.elimination.marginals(self.tables(math.inf))
+        return [self.cells.network.constant_ms + least for least in marginals]
 
     def points(self, choice: Choice) -> np.ndarray:
         """Grid indices of the groups at the last width of each chosen cell."""

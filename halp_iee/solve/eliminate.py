@@ -59,9 +59,7 @@ class Order:
         )
 
 
-def elimination_order(
-    sizes: Sequence[int], scopes: Sequence[Scope], relations: Sequence[Relation]
-) -> Order:
+def elimination_order(sizes: Sequence[int], scopes: Sequence[Scope], relations: Sequence[Relation]) -> Order:
     """Greedy: the variable whose joint table is smallest goes next; ties by index."""
     live = dict(enumerate(scopes))
     ties = dict(enumerate(relations))
@@ -190,9 +188,7 @@ class Elimination:
             views.append((axes, tuple(self.sizes[u] if u in source else 1 for u in scope)))
         shape = tuple(self.sizes[u] for u in scope)
         self.work += math.prod(shape)
-        return _Bucket(
-            scope, tuple(part), tuple(views), shape, self._new_slot(live), result_scope, pair
-        )
+        return _Bucket(scope, tuple(part), tuple(views), shape, self._new_slot(live), result_scope, pair)
 
     def minimise(self, tables: Sequence[np.ndarray]) -> tuple[float, np.ndarray]:
         """Least sum of the tables, and a cell for every variable that reaches it.
@@ -310,7 +306,8 @@ def _spread(bucket: _Bucket, beyond: np.ndarray, shape: tuple[int, ...]) -> np.n
     assert bucket.pair is not None
     x, y, first, count = bucket.pair
     result = np.full(shape, np.inf)
-    rows, columns = np.indices(first.shape)
+    rows = np.broadcast_to(np.arange(first.shape[0])[:, None], first.shape)
+    columns = np.broadcast_to(np.arange(first.shape[1])[None, :], first.shape)
     for offset in range(int(count.max(initial=0))):
         open_ = count > offset
         index: list[np.ndarray] = [(first + offset)[open_]]

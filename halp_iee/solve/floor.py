@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from halp_iee.solve.joint import coarse_oracle
-from halp_iee.solve.network import compile_network
+from halp_iee.solve.network import compile_network, restrict
 from halp_iee.solve.problem import Problem
 from halp_iee.solve.search import Search
+
+_ROUNDS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,13 +25,38 @@ class Floor:
 
 
 def find_floor(problem: Problem) -> Floor:
-    """The dynamic program with latency as the only aim; non-monotone tables are fine."""
+    """The dynamic program with latency as the only aim; non-monotone tables are fine.
+
+    Where widths had to be coarsened, those that cannot be among the fastest are ruled out and the rest
+    looked at more finely.
+    """
     network = compile_network(problem)
     search = Search(network)
-    oracle = coarse_oracle(network)
-    least, choice = oracle.choose(math.inf)
-    starts = [oracle.points(choice), oracle.first_points(choice), np.zeros(search.count, dtype=np.int64)]
-    reached = min((search.polish(start, math.inf) for start in starts), key=search.latency_ms)
-    widths = search.widths(reached)
+    best, best_ms = None, math.inf
+    proved_ms = -math.inf
+    for _ in range(_ROUNDS):
+        oracle = coarse_oracle(network)
+        least, choice = oracle.choose(math.inf)
+        # What was ruled out costs at least best_ms.
+        proved_ms = max(proved_ms, min(network.constant_ms + least, best_ms))
+        for cells in (oracle.points(choice), oracle.first_points(choice)):
+            grids = [variable.grid for variable in network.variables]
+            start = np.array([np.searchsorted(search.grids[g], grids[g][i]) for g, i in enumerate(cells)])
+            point = search.polish(start, math.inf)
+            latency_ms = search.latency_ms(point)
+            if latency_ms < best_ms:
+                best, best_ms = point, latency_ms
+        if proved_ms >= best_ms * (1.0 - 1e-12) or not oracle.elimination.exact:
+            break
+        kept = [
+            oracle.cells.members(v, np.flatnonzero(least_ms < best_ms))
+            for v, least_ms in enumerate(oracle.fastest())
+        ]
+        if not all(len(index) for index in kept):
+            proved_ms = best_ms
+            break
+        network = restrict(network, kept)
+    assert best is not None
+    widths = search.widths(best)
     reached_ms = problem.predict_ms(widths)
-    return Floor(min(network.constant_ms + least, reached_ms), reached_ms, widths)
+    return Floor(min(proved_ms, reached_ms), reached_ms, widths)

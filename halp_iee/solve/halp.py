@@ -23,9 +23,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from halp_iee.errors import UsageError
 from halp_iee.solve.problem import Problem
 
 _CAPACITY = 10_000
+_MOST_CAPACITY = 1_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,13 +46,14 @@ class Knapsack:
     best: np.ndarray
     taken: np.ndarray
 
-    def choice(self, capacity: int) -> np.ndarray:
-        """Index into each group's widths, shape (groups,), for one capacity."""
-        chosen = np.zeros(len(self.weights), dtype=np.int64)
+    def choices(self, capacities: np.ndarray) -> np.ndarray:
+        """Index into each group's widths, shape (many, groups), for many capacities."""
+        left = capacities.astype(np.int64)
+        chosen = np.zeros((len(left), len(self.weights)), dtype=np.int64)
         for g in range(len(self.weights) - 1, -1, -1):
-            option = self.taken[g, capacity]
-            chosen[g] = self.options[g][option]
-            capacity -= int(self.weights[g][option])
+            option = self.taken[g, left]
+            chosen[:, g] = self.options[g][option]
+            left = left - self.weights[g][option]
         return chosen
 
 
@@ -126,7 +129,14 @@ def solve_halp(
         # p_in shrinks with the rest, so the true latency may allow more than the model believes.
         room_ms = reach_ms
     room_ms = min(max(room_ms, 0.0), reach_ms)
-    unit_ms = resolution_ms if resolution_ms is not None else max(room_ms / _CAPACITY, 1e-300)
+    # Without room only the lightest options fit, whatever the unit.
+    unit_ms = resolution_ms or max(room_ms / _CAPACITY, 1e-9 * reach_ms) or 1.0
+    if room_ms / unit_ms > _MOST_CAPACITY:
+        raise UsageError(
+            "the knapsack cannot be filled",
+            f"resolution_ms is {unit_ms}, which cuts {room_ms:.6g} ms into more than {_MOST_CAPACITY} parts",
+            "Give a coarser resolution_ms",
+        )
     capacity = int(np.floor(room_ms / unit_ms * (1.0 + 1e-12)))
     weights = [
         np.ceil((curve - low) / unit_ms * (1.0 - 1e-12)).astype(np.int64)
@@ -136,16 +146,16 @@ def solve_halp(
     capacity = capacity if as_published else min(capacity + len(weights), sum(int(w.max()) for w in weights))
     knapsack = fill_knapsack(weights, [group.values for group in problem.groups], capacity)
 
-    def widths_at(size: int) -> np.ndarray:
-        indices = knapsack.choice(size)
-        return np.array([group.widths[i] for group, i in zip(problem.groups, indices, strict=True)])
+    def widths_at(sizes: np.ndarray) -> np.ndarray:
+        indices = knapsack.choices(sizes)
+        return np.stack([group.widths[indices[:, g]] for g, group in enumerate(problem.groups)], axis=1)
 
     if as_published:
-        return widths_at(capacity)
+        return widths_at(np.array([capacity]))[0]
     # Where the value does not change, neither does the choice worth having.
     sizes = np.flatnonzero(np.diff(knapsack.best, prepend=-np.inf) > 0.0)
     for chunk in np.array_split(sizes[::-1], max(1, len(sizes) // 256)):
-        candidates = np.array([widths_at(int(size)) for size in chunk])
+        candidates = widths_at(chunk)
         first = problem.first_within(candidates)
         if first is not None:
             return candidates[first]

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import heapq
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 
@@ -55,13 +56,17 @@ def coarse_oracle(network: Network, work: int = _PASS_WORK) -> Oracle:
     tied = network.in_relations
     sizes = [len(variable.grid) for variable in network.variables]
     order = elimination_order(sizes, network.scopes, network.relations)
-    levels = [max(sizes), *(most for most in (512, 256, 128, 96, 64, 48, 32, 24, 16, 12, 8) if most < max(sizes))]
+    levels = [
+        max(sizes),
+        *(most for most in (512, 256, 128, 96, 64, 48, 32, 24, 16, 12, 8) if most < max(sizes)),
+    ]
+
+    @cache
+    def starts_of(v: int, most: int) -> np.ndarray:
+        return even_starts(network.variables[v], most)
 
     def starts(tied_most: int, most: int) -> tuple[np.ndarray, ...]:
-        return tuple(
-            even_starts(variable, tied_most if v in tied else most)
-            for v, variable in enumerate(network.variables)
-        )
+        return tuple(starts_of(v, tied_most if v in tied else most) for v in range(len(sizes)))
 
     def fits(cut_at: tuple[np.ndarray, ...]) -> bool:
         return order.work([len(start) for start in cut_at]) <= work
@@ -83,11 +88,27 @@ def bound_importance(problem: Problem) -> float:
 
 
 def solve_joint(
-    problem: Problem, tolerance: float = 1e-4, total_work: int = _TOTAL_WORK, enumerate_at: int = _ENUMERATE
+    problem: Problem,
+    tolerance: float = 1e-4,
+    *,
+    total_work: int = _TOTAL_WORK,
+    enumerate_at: int = _ENUMERATE,
+    root: Oracle | None = None,
+    start: np.ndarray | None = None,
 ) -> Solved | None:
-    """Maximise importance under the exact latency; None when no widths within the budget were found."""
-    network = compile_network(problem)
-    branch = _Branch(problem, Search(network), enumerate_at)
+    """Maximise importance under the exact latency; None when no widths within the budget were found.
+
+    Args:
+        tolerance: stop once ``(bound - value) / bound`` is at most this.
+        total_work: table entries after which no further node is opened.
+        enumerate_at: combinations that are tried one by one.
+        root: the oracle of the whole problem, where it is there already.
+        start: widths to begin from.
+    """
+    root = coarse_oracle(compile_network(problem)) if root is None else root
+    network = replace(root.cells.network, problem=problem)
+    branch = _Branch(problem, Search(network), root, enumerate_at)
+    branch.offer_widths(start)
     bound = branch.run(network, tolerance, total_work)
     if bound - branch.value > _EPSILON * abs(bound):
         # The knapsack's answer is a point like any other; so this solver's is never below it.
@@ -100,8 +121,9 @@ def solve_joint(
 class _Branch:
     """The best answer so far, and the nodes that may hold a better one."""
 
-    def __init__(self, problem: Problem, search: Search, enumerate_at: int) -> None:
+    def __init__(self, problem: Problem, search: Search, root: Oracle, enumerate_at: int) -> None:
         self.problem = problem
+        self.root = root
         self.search = search
         self.enumerate_at = enumerate_at
         self.point: np.ndarray | None = None
@@ -131,7 +153,7 @@ class _Branch:
         return self.value * (1.0 + _EPSILON) if self.point is not None else -math.inf
 
     def _open(self, network: Network, above: float, tolerance: float) -> list[tuple[float, Network]]:
-        oracle = coarse_oracle(network)
+        oracle = self.root if network is self.search.network else coarse_oracle(network)
         result = minimise_dual(oracle, self.problem.ceiling_ms)
         self.work += oracle.elimination.work * (len(result.path) + 2) + _NODE_WORK
         bound = min(above, result.bound)
@@ -169,7 +191,9 @@ class _Branch:
             self._offer(self.search.improve(self._indices(widths)))
 
     def _indices(self, widths: np.ndarray) -> np.ndarray:
-        return np.array([np.searchsorted(grid, k) for grid, k in zip(self.search.grids, widths, strict=False)])
+        return np.array(
+            [np.searchsorted(grid, k) for grid, k in zip(self.search.grids, widths, strict=False)]
+        )
 
     def _offer(self, found: tuple[np.ndarray, float] | None) -> None:
         if found is not None and found[1] > self.value:
@@ -178,18 +202,20 @@ class _Branch:
     def _rule_out(self, oracle: Oracle, result: DualResult) -> Network | None:
         """What is left when every cell that cannot beat the answer is gone; None when nothing is."""
         cells = oracle.cells
-        if not oracle.elimination.exact or self.point is None:
+        if not oracle.elimination.exact:
             return cells.network
+        self.work += 4 * oracle.elimination.work
+        fastest = oracle.fastest()
+        # The answer's own cells go too: only what is better is looked for.
+        reach = oracle.reach(result.price, self.problem.ceiling_ms) if math.isfinite(result.price) else None
         kept = []
-        for v, reach in enumerate(oracle.reach(result.price, self.problem.ceiling_ms)):
-            # The answer's own cells go too: only what is better is looked for.
-            alive = np.flatnonzero(reach > self._threshold)
-            if not len(alive):
+        for v, least_ms in enumerate(fastest):
+            alive = least_ms <= self.problem.ceiling_ms
+            if reach is not None:
+                alive &= reach[v] > self._threshold
+            if not alive.any():
                 return None
-            ends = cells.last(v)[alive]
-            kept.append(
-                np.concatenate([np.arange(a, b + 1) for a, b in zip(cells.starts[v][alive], ends, strict=True)])
-            )
+            kept.append(cells.members(v, np.flatnonzero(alive)))
         return restrict(cells.network, kept)
 
     def _try_all(self, network: Network) -> None:
@@ -222,7 +248,9 @@ def _split(network: Network, oracle: Oracle, result: DualResult) -> list[Network
         [coarse.variables[g].grid[i] for g, i in enumerate(oracle.points(choice))]
         for choice in result.path[-2:]
     ]
-    apart = np.abs(np.array(sides[0]) - np.array(sides[-1])) / [coarse.variables[g].grid[-1] for g in range(count)]
+    apart = np.abs(np.array(sides[0]) - np.array(sides[-1])) / [
+        coarse.variables[g].grid[-1] for g in range(count)
+    ]
     sizes = np.array([len(variable.grid) for variable in network.variables[:count]])
     apart[sizes < 2] = -1.0
     g = int(np.argmax(apart))
@@ -234,7 +262,5 @@ def _split(network: Network, oracle: Oracle, result: DualResult) -> list[Network
         middle = int(np.searchsorted(network.variables[g].grid, between, side="right"))
         middle = min(max(middle, 1), int(sizes[g]) - 1)
     every = [np.arange(len(variable.grid)) for variable in network.variables]
-    halves = []
-    for part in (np.arange(middle), np.arange(middle, sizes[g])):
-        halves.append(restrict(network, [*every[:g], part, *every[g + 1 :]]))
-    return halves
+    parts = (np.arange(middle), np.arange(middle, sizes[g]))
+    return [restrict(network, [*every[:g], part, *every[g + 1 :]]) for part in parts]

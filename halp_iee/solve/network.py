@@ -65,7 +65,8 @@ class Network:
     def scopes(self) -> list[tuple[int, ...]]:
         """Every variable alone, then the pairs that share a latency."""
         pairs = [scope for scope in self.latencies if len(scope) == 2]
-        return [(v,) for v in range(len(self.variables))] + pairs
+        alone: list[tuple[int, ...]] = [(v,) for v in range(len(self.variables))]
+        return alone + pairs
 
     @property
     def in_relations(self) -> frozenset[int]:
@@ -93,10 +94,10 @@ def compile_network(problem: Problem) -> Network:
     for layer in problem.layers:
         left, c_in = resolve(layer.c_in)
         right, c_out = resolve(layer.c_out)
+        scope: tuple[int, ...]
         if left is None or right is None or left == right:
-            scope = (left if left is not None else right,)
-            table = layer.ms(c_in, c_out)
-            table = np.broadcast_to(table, (max(len(c_in), len(c_out)),))
+            scope = tuple({v for v in (left, right) if v is not None})
+            table = np.broadcast_to(layer.ms(c_in, c_out), (max(len(c_in), len(c_out)),))
         else:
             scope = (left, right)
             table = np.broadcast_to(layer.ms(c_in[:, None], c_out[None, :]), (len(c_in), len(c_out)))
@@ -174,6 +175,12 @@ class Cells:
         """Index into the grid of each cell's last entry."""
         start = self.starts[variable]
         return np.append(start[1:], len(self.network.variables[variable].grid)) - 1
+
+    def members(self, variable: int, cells: np.ndarray) -> np.ndarray:
+        """Indices into the grid of everything in the given cells."""
+        ends = self.last(variable)
+        runs = [np.arange(self.starts[variable][cell], ends[cell] + 1) for cell in cells]
+        return np.concatenate(runs) if runs else np.zeros(0, dtype=np.int64)
 
     def channels(self, variable: int, per: int) -> tuple[np.ndarray, np.ndarray]:
         """Least and largest ``per * grid`` of each cell."""

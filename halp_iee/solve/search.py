@@ -28,6 +28,14 @@ class Search:
             lookup = np.full(int(grid[-1] - grid[0]) + 1, -1, dtype=np.int64)
             lookup[grid - grid[0]] = np.arange(len(grid))
             self._positions.append(lookup)
+        # All lookups in one array, so that every sum is found in one step.
+        self._offsets = np.concatenate([[0], np.cumsum([len(p) for p in self._positions])[:-1]])
+        self._lookup = np.concatenate(self._positions)
+        self._first = np.array([grid[0] for grid in self.grids])
+        self._members = np.zeros((len(self.grids), self.count), dtype=np.int64)
+        for v, variable in enumerate(network.variables):
+            for g, per in variable.members:
+                self._members[v, g] = per
         self._per = [dict(variable.members) for variable in network.variables]
         self._touching: list[list[tuple[int, ...]]] = [[] for _ in range(self.count)]
         self.neighbours: list[set[int]] = [set() for _ in range(self.count)]
@@ -39,12 +47,8 @@ class Search:
 
     def all_variables(self, point: np.ndarray) -> np.ndarray:
         """Grid indices of every variable (sums too) for grid indices of the groups."""
-        full = np.empty(len(self.grids), dtype=np.int64)
-        full[: self.count] = point
-        for v in range(self.count, len(self.grids)):
-            channels = sum(per * int(self.grids[g][point[g]]) for g, per in self._per[v].items())
-            full[v] = self._positions[v][channels - self.grids[v][0]]
-        return full
+        channels = self._members @ self.widths(point)
+        return self._lookup[self._offsets + channels - self._first]
 
     def latency_ms(self, point: np.ndarray) -> float:
         full = self.all_variables(point)

@@ -89,11 +89,8 @@ def _settings(path: Path, data: dict[str, Any]) -> dict[str, Any]:
         value = data.get(name)
         if value is None:
             continue
-        if (
-            not isinstance(value, kind)
-            or isinstance(value, bool)
-            or (not isinstance(value, str) and value < low)
-        ):
+        fits = isinstance(value, kind) and not isinstance(value, bool)
+        if not fits or (isinstance(value, int | float) and value < low):
             raise _bad(path, f"{name} is {str(value)[:40]!r}")
         out[name] = value
     return out

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,11 +20,15 @@ from halp_profiler.surface import HELD_OUT, Surface
 from halp_profiler.table import Point, PointKey
 
 MODES = ("adaptive", "exhaustive")
+Lines = tuple[list[int], list[int]]
+"""Of one axis: the widths without which nothing works, and the others of the coarse grid."""
+
 Progress = Callable[[int, int, float], None]
 """Called with (points done, points planned so far, seconds left)."""
 
 _JUDGES = 4  # held-out points a kernel
 _SHARE_FOR_JUDGING = 0.15
+_SMALL = 0.05  # latencies under this share of the kernel's dense one count as this much: they hardly matter
 
 
 @dataclass(frozen=True)
@@ -106,16 +112,55 @@ def run(
     wanted = [r for r in merged(ranges) if r.kernel.key not in refused]
     known = tables.create_or_check(path, backend.header())
     log = _Log(backend, Path(path), {p.key: p for p in known.points}, progress, time_budget_s)
+    asked = {"plan": _digest(wanted), "mode": mode, "max_error": max_error, "time_budget_s": time_budget_s}
+    if (done := _done(known.sweeps, asked)) is not None:
+        return Result(
+            Path(path), 0, len(known.points), _number(done, "held_out_error"), _number(done, "worst_held_out_error"),
+            refused, bool(done.get("complete")), time.monotonic() - log.start,
+        )  # fmt: skip
     if mode == "exhaustive":
         complete = log.measure([q for r in wanted for q in _exhaustive(r)], must=True)
     else:
         complete = _adaptive(log, wanted, max_error, np.random.default_rng(seed))
     errors = _held_out_errors(log, wanted)
-    log.report(0)
-    return Result(
+    result = Result(
         Path(path), log.measured, len(known.points), float(np.median(errors)) if errors else float("nan"),
         max(errors, default=float("nan")), refused, complete, time.monotonic() - log.start,
     )  # fmt: skip
+    tables.append_sweep(
+        path, {**asked, "complete": complete, **_errors_of(result), "seconds": round(result.seconds, 1)}
+    )
+    log.report(0)
+    return result
+
+
+def _digest(ranges: Sequence[KernelRange]) -> str:
+    lines = sorted(f"{r.kernel.key} {r.c_in} {r.c_out}" for r in ranges)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def _errors_of(result: Result) -> dict[str, float]:
+    errors = {"held_out_error": result.held_out_error, "worst_held_out_error": result.worst_held_out_error}
+    return {name: round(value, 5) for name, value in errors.items() if np.isfinite(value)}
+
+
+def _number(record: Mapping[str, Any], name: str) -> float:
+    value = record.get(name)
+    return float(value) if isinstance(value, int | float) else float("nan")
+
+
+def _done(sweeps: Sequence[Mapping[str, Any]], asked: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """An earlier sweep that did all that is asked for, or had as much time for it as there is now."""
+    for sweep in reversed(sweeps):
+        if sweep.get("plan") != asked["plan"] or sweep.get("mode") != asked["mode"]:
+            continue
+        before, now = _number(sweep, "time_budget_s"), asked["time_budget_s"]
+        had_the_time = now is not None and before >= now
+        if _number(sweep, "max_error") <= asked["max_error"] and (
+            sweep.get("complete") is True or had_the_time
+        ):
+            return sweep
+    return None
 
 
 @dataclass
@@ -220,8 +265,8 @@ def _judges(log: _Log, kernel: Kernel) -> list[Point]:
     return [p for p in log.points.values() if p.kernel == kernel and HELD_OUT in p.flags]
 
 
-def _coarse(r: KernelRange, steps: Steps) -> tuple[tuple[list[int], list[int]], tuple[list[int], list[int]]]:
-    """For both axes, (the lines without which nothing works, the other lines of the coarse grid)."""
+def _coarse(r: KernelRange, steps: Steps) -> tuple[Lines, Lines]:
+    """The lines of the input's axis and of the output's."""
     into = _lines(*r.c_in, steps.block_in, steps, r.kernel.quantum)
     if r.kernel.diagonal:
         return into, ([r.c_out[1]], [])
@@ -245,10 +290,11 @@ def _lines(low: int, high: int, block: int, steps: Steps | None, quantum: int) -
         aligned_high = high // steps.align * steps.align
         first |= {aligned_high, high - 1 if high % steps.align == 0 else high, steps.free_below + 1, 1}
         rest |= {steps.align, 3, steps.align + 1, block + 1, 2 * block - 1, high // 2 // block * block + 1}
-    return tuple(
-        sorted({c // quantum * quantum for c in lines if low <= c // quantum * quantum <= high})
-        for lines in (first, rest - first)
-    )
+
+    def kept(lines: set[int]) -> list[int]:
+        return sorted({c // quantum * quantum for c in lines if low <= c // quantum * quantum <= high})
+
+    return kept(first), kept(rest - first)
 
 
 def _crossing(kernel: Kernel, into: Iterable[int], out: Iterable[int]) -> list[Request]:
@@ -280,6 +326,7 @@ def _refine(log: _Log, r: KernelRange, max_error: float, reserve: float) -> bool
     kernel, steps = r.kernel, log.backend.steps(r.kernel)
     surface = log.surface(kernel)
     full_in, full_out = int(surface.lines_in[-1]), int(surface.lines_out[-1])
+    least = _SMALL * _dense_ms(log, r)
     wrong = False
     for axis in (0, 1):
         if axis == 1 and kernel.diagonal:
@@ -297,7 +344,7 @@ def _refine(log: _Log, r: KernelRange, max_error: float, reserve: float) -> bool
             if not log.measure([probe], must=False, until_left_s=reserve):
                 return True
             truth = log.points[(kernel, probe.c_in, probe.c_out)].median_ms
-            if abs(said - truth) > max_error * max(truth, 1e-6):
+            if abs(said - truth) > max_error * max(truth, least):
                 wrong = True
                 others = surface.lines_in if axis else surface.lines_out
                 line = _crossing(kernel, others, [middle]) if axis else _crossing(kernel, [middle], others)

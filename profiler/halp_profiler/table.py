@@ -122,11 +122,19 @@ class Point:
 
 @dataclass(frozen=True)
 class Table:
-    """A table as read: its header and its points, one a key."""
+    """A table as read.
+
+    Attributes:
+        header: what it is about.
+        points: one a key; of two readings the unflagged one counts, else the later.
+        path: its file.
+        sweeps: what finished sweeps noted of themselves: their plan, how far they came, their held-out error.
+    """
 
     header: Header
     points: tuple[Point, ...]
     path: Path | None = None
+    sweeps: tuple[Mapping[str, Any], ...] = ()
 
     def keys(self) -> set[PointKey]:
         return {p.key for p in self.points}
@@ -157,6 +165,7 @@ def parse(data: bytes, path: Path) -> Table:
         lines.pop()  # cut off by a crash: everything before it is whole
     header: Header | None = None
     points: dict[PointKey, Point] = {}
+    sweeps: list[Mapping[str, Any]] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -167,13 +176,20 @@ def parse(data: bytes, path: Path) -> Table:
                 raise _bad(path, f"line {number} begins another device's table: {why}")
             header = header or found
             continue
-        point = _point(record, path, number)
-        known = points.get(point.key)
-        if known is None or len(point.flags) <= len(known.flags):
-            points[point.key] = point
+        if record.get("record") == "sweep":
+            sweeps.append(record)
+            continue
+        _keep(points, _point(record, path, number))
     if header is None:
         raise _bad(path, "it is empty, or its first line was cut off")
-    return Table(header, tuple(points.values()), path)
+    return Table(header, tuple(points.values()), path, tuple(sweeps))
+
+
+def _keep(points: dict[PointKey, Point], new: Point) -> None:
+    """Of two readings of one point the one with fewer flags stays; the later of equals."""
+    known = points.get(new.key)
+    if known is None or len(new.flags) <= len(known.flags):
+        points[new.key] = new
 
 
 def create_or_check(path: str | Path, header: Header) -> Table:
@@ -211,8 +227,15 @@ def append(path: str | Path, points: Iterable[Point]) -> None:
     Raises:
         TableError: the disk is full or the file cannot be written; what was there is kept.
     """
-    path = Path(path)
-    records = [p.to_json() for p in points]
+    _append(Path(path), [p.to_json() for p in points])
+
+
+def append_sweep(path: str | Path, note: Mapping[str, Any]) -> None:
+    """Adds what a finished sweep has to say of itself. Raises TableError as ``append`` does."""
+    _append(Path(path), [{"record": "sweep", **note}])
+
+
+def _append(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     with _locked(path) as file:
         end = file.seek(0, os.SEEK_END)
         if end == 0:
@@ -240,10 +263,9 @@ def merge(paths: Sequence[str | Path], out: str | Path) -> Table:
                 f"{tables[0].path} and {table.path} cannot be merged", why, "Merge tables of one device"
             )
         for point in table.points:
-            known = points.get(point.key)
-            if known is None or len(point.flags) <= len(known.flags):
-                points[point.key] = point
-    merged = Table(header, tuple(points.values()), Path(out))
+            _keep(points, point)
+    sweeps = tuple(s for table in tables for s in table.sweeps)
+    merged = Table(header, tuple(points.values()), Path(out), sweeps)
     write(merged, out)
     return merged
 
@@ -262,7 +284,7 @@ def write(table: Table, path: str | Path) -> None:
             "wb", dir=path.parent, prefix=".", suffix=".tmp", delete=False
         ) as file:
             name = file.name
-            for record in [table.header.to_json(), *(p.to_json() for p in table.points)]:
+            for record in [table.header.to_json(), *(p.to_json() for p in table.points), *table.sweeps]:
                 file.write(_line(record))
         os.chmod(name, 0o644)
         os.replace(name, path)

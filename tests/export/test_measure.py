@@ -29,9 +29,7 @@ def files(tmp_path_factory):
     made = {}
     for label, width in (("tiny", 4), ("big", 64)):
         made[label] = export_onnx(conv_net(width), torch.randn(1, 3, 32, 32), folder / f"{label}.onnx").path
-    made["open"] = export_onnx(
-        conv_net(8), torch.randn(1, 3, 32, 32), folder / "open.onnx", dynamic_batch=True
-    ).path
+    made["open"] = export_onnx(conv_net(8), torch.randn(1, 3, 32, 32), folder / "open.onnx", dynamic_batch=True).path
     return made
 
 
@@ -57,9 +55,7 @@ def test_the_interval_holds_the_true_ratio_about_as_often_as_it_says():
     held = 0
     for _ in range(200):
         drift = np.exp(np.cumsum(rng.normal(0, 0.1, 20)))  # strong drift, the same for both
-        pairs = np.stack(
-            [0.9 * drift * rng.lognormal(0, 0.02, 20), drift * rng.lognormal(0, 0.02, 20)], axis=1
-        )
+        pairs = np.stack([0.9 * drift * rng.lognormal(0, 0.02, 20), drift * rng.lognormal(0, 0.02, 20)], axis=1)
         found = judge(pairs)
         held += found.low <= 0.9 <= found.high
     assert 0.88 <= held / 200 <= 1.0
@@ -127,6 +123,8 @@ def test_random_inputs_repeat_with_their_seed_and_given_ones_are_checked(files):
     one, two = (runtime.feeds_for(session, batch=3, seed=5) for _ in range(2))
     assert all(np.array_equal(one[name], two[name]) for name in one)
     assert next(iter(one.values())).shape == (3, 3, 32, 32)
+    assert runtime.fixed_batch(session) is None
+    assert runtime.fixed_batch(runtime.session(files["tiny"])) == 1
     for wrong in (
         np.zeros((1, 4, 32, 32)),
         [np.zeros((1, 3, 32, 32))] * 2,

@@ -126,9 +126,7 @@ def test_a_dynamic_batch_takes_any_batch(tmp_path):
         x = torch.randn(batch, 3, 16, 16)
         with torch.no_grad():
             want = net.eval()(x).numpy()
-        np.testing.assert_allclose(
-            session.run(None, {done.inputs[0][0]: x.numpy()})[0], want, atol=1e-4, rtol=1e-3
-        )
+        np.testing.assert_allclose(session.run(None, {done.inputs[0][0]: x.numpy()})[0], want, atol=1e-4, rtol=1e-3)
 
 
 def test_a_dynamic_batch_is_open_in_every_input_given_by_name_or_place(tmp_path):

@@ -39,7 +39,7 @@ def convolution(step: Step) -> None:
     """
     x, weight, bias = step.label(step["input"]), step.label(step["weight"]), step["bias"]
     groups, transposed = step["groups"], bool(step["transposed"])
-    name = step.source(step["weight"]) or step.call.module
+    name = step.source(step["weight"])
     for axis in x[2:]:
         step.freeze(axis, "a convolution slides over it")
     for axis in weight[2:]:
@@ -72,7 +72,7 @@ def convolution(step: Step) -> None:
                 out = Axis(out.atoms, out.zero and added.zero)
         else:
             step.freeze(added, "the bias of a convolution of fixed size")
-    if out is not None:
+    if out is not None and name is not None:
         step.labels.produce(out.atoms, name)
     step.emit([x[0], out, *([None] * (len(x) - 2))])
 

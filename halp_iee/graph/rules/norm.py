@@ -34,35 +34,66 @@ def batch_norm(step: Step) -> None:
     step.emit(label)
 
 
+def _knows_its_weight(step: Step) -> bool:
+    """Whether the masked network can recognise this normalisation, by its weight, and see only what is live."""
+    weight = step["weight"]
+    return isinstance(weight, Ref) and weight.id in step.labels.capture.tensors
+
+
+TOGETHER = "normalised over all its channels together, without a weight of its own"
+
+
 def layer_norm(step: Step) -> None:
-    """Statistics over the last axes: their channels must all stay."""
+    """Layer and RMS norm over the last axes.
+
+    Over one axis with a weight a channel, the masked network takes its statistics over the live
+    channels only (see `masking.LiveNorms`), so channels can go. Otherwise all must stay.
+    """
     label = step.label(step["input"])
     count = len(step["normalized_shape"])
-    for position in range(1, count + 1):
-        if label[-position] is not None:
-            step.freeze(label[-position], "normalised over all its channels together")
-    for name in ("weight", "bias"):
-        if isinstance(step[name], Ref):
-            step.freeze(step.label(step[name]), "normalised over all its channels together")
+    live = count == 1 and _knows_its_weight(step)
+    if live:
+        axis, zero = _affine(step, label[-1], ("weight", "bias"))
+        last: list[Axis | None] = [None if axis is None else Axis(axis.atoms, zero)]
+    else:
+        step.freeze(label[-count:], TOGETHER)
+        for name in ("weight", "bias"):
+            if isinstance(step[name], Ref):
+                step.freeze(step.label(step[name]), TOGETHER)
+        last = [None if axis is None else Axis(axis.atoms, False) for axis in label[-count:]]
     bare = not isinstance(step["bias"], Ref)
-    label = [None if axis is None else Axis(axis.atoms, axis.zero and bare) for axis in label[:-count]]
-    kept = step.label(step["input"])[-count:]
-    step.emit([*label, *(None if axis is None else Axis(axis.atoms, False) for axis in kept)])
+    step.emit([*(None if axis is None else Axis(axis.atoms, axis.zero and bare) for axis in label[:-count]), *last])
 
 
 def group_norm(step: Step) -> None:
-    """Statistics over G groups of channels: a unit is a whole group, so its statistics never change."""
+    """Statistics over G groups of channels: a unit is a whole group, so its statistics never change.
+
+    One group is a layer norm over the channels, and treated as one.
+    """
     ref = step["input"]
     label, groups = step.label(ref), step["group"] if step["group"] is not None else step["num_groups"]
     axis, zero = _affine(step, label[1], ("weight", "bias"))
     if axis is not None:
-        if groups == 1:
-            step.freeze(axis, "normalised over all its channels together")
-        rows = axis.atoms.reshape(groups, -1)
+        if groups == 1 and not _knows_its_weight(step):
+            step.freeze(axis, TOGETHER)
+        rows = axis.atoms.reshape(groups if groups > 1 else len(axis.atoms), -1)
         for column in range(1, rows.shape[1]):
             step.tie(np.ascontiguousarray(rows[:, 0]), np.ascontiguousarray(rows[:, column]))
         axis = Axis(axis.atoms, zero)
     label[1] = axis
+    step.emit(label)
+
+
+def weight_norm(step: Step) -> None:
+    """w = g v / |v|, with one g for each position of axis `dim`."""
+    label, gain, dim = step.label(step["v"]), step.label(step["g"]), step["dim"]
+    if step["v"].id in step.labels.capture.tensors:
+        # A row of zeros has no direction: 0/0. The zero in g is enough.
+        step.labels.spared.add((step["v"].id, dim))
+    else:
+        step.freeze(label[dim], "a removed channel would divide by zero here")
+    if label[dim] is not None or gain[dim] is not None:
+        label[dim] = step.meet(label[dim], gain[dim])
     step.emit(label)
 
 
@@ -75,6 +106,7 @@ RULES: dict[str, Rule] = {
             "_native_batch_norm_legit_functional"
         ).split()
     },
+    "aten::_weight_norm_interface": Rule("other", weight_norm),
     "aten::native_layer_norm": Rule("layer_norm", layer_norm),
     "aten::layer_norm": Rule("layer_norm", layer_norm),
     "aten::rms_norm": Rule("layer_norm", layer_norm),

@@ -16,7 +16,7 @@ from halp_profiler.table import Header, Point
 _TILES = ((128, 128, 0.80), (128, 64, 0.75), (64, 64, 0.68), (128, 32, 0.60), (64, 32, 0.52))
 """(rows, columns, share of the peak it reaches): larger tiles load fewer operands a multiplication."""
 
-_K_STEP = 8  # the reduction runs in steps of this
+_PROLOGUE = 32  # steps of the reduction that a tile spends on filling its pipeline and writing its result
 _SMALLEST_COLUMNS = 32
 _BANDWIDTH_SHARE = 0.78  # what streaming kernels reach of the peak
 _LAUNCH_MS = 0.003
@@ -32,7 +32,7 @@ class Modelled:
     K = input channels * window. For the best of a few tile shapes (m, n)::
 
         waves = ceil(ceil(M / m) * ceil(N / n) / multiprocessors)
-        compute = waves * m * n * ceil8(K) * 2 / (peak / multiprocessors * share(m, n))
+        compute = waves * m * n * (K + 32) * 2 / (peak / multiprocessors * share(m, n))
         memory = (input + weights + output + residual bytes) / (0.78 bandwidth)
         latency = max(compute, memory) + 3 us launch
 
@@ -43,6 +43,8 @@ class Modelled:
         datasheet: the device.
         batch: images per call.
         precision: one of those in the datasheet.
+        fused: whether BatchNorm, activation and addition run within the convolution, as in a deployment runtime;
+            False: each is a pass over memory, as in a framework's eager mode.
 
     Raises:
         UsageError: the device has no such precision, or the batch is not in 1..65536.
@@ -51,7 +53,7 @@ class Modelled:
     name = "modelled"
     together = 1024
 
-    def __init__(self, datasheet: Datasheet, *, batch: int = 1, precision: str = "fp32") -> None:
+    def __init__(self, datasheet: Datasheet, *, batch: int = 1, precision: str = "fp32", fused: bool = True) -> None:
         if precision not in datasheet.tflops:
             raise UsageError(
                 f"{datasheet.label} cannot be modelled in {precision}",
@@ -60,7 +62,7 @@ class Modelled:
             )
         if not 1 <= batch <= 1 << 16:
             raise UsageError("The device cannot be modelled", f"the batch is {batch}", "Choose 1 to 65536")
-        self.datasheet, self.batch, self.precision = datasheet, batch, precision
+        self.datasheet, self.batch, self.precision, self.fused = datasheet, batch, precision, fused
         self._flops_a_ms = datasheet.tflops[precision] * 1e9
         self._bytes_a_ms = datasheet.memory_gb_s * 1e6 * _BANDWIDTH_SHARE
         self._element = _BYTES[precision]
@@ -82,6 +84,7 @@ class Modelled:
             source="modelled",
             how={
                 "method": "roofline with tile and wave quantisation, computed from the datasheet; not a measurement",
+                "fused": self.fused,
                 "launch_ms": _LAUNCH_MS,
                 "steps": {f: self._steps().to_json() for f in ("conv", "rows")},
             },
@@ -135,14 +138,21 @@ class Modelled:
         if kernel.op in ("add", "mul"):
             residual += made if kernel.op == "add" else 0
         memory = (read + weights + made + residual) * self._element / self._bytes_a_ms
-        return max(compute, memory) + _LAUNCH_MS
+        return max(compute, memory) + _LAUNCH_MS + (0.0 if self.fused else self._passes_ms(kernel, made))
+
+    def _passes_ms(self, kernel: Kernel, made: int) -> float:
+        """What runs behind a convolution in eager mode: BatchNorm and activation read and write, addition reads two."""
+        if kernel.op not in ("conv", "conv_transpose"):
+            return 0.0
+        moved = 2 + sum(1 if name == "add" else 2 for name in kernel.fused)
+        return moved * made * self._element / self._bytes_a_ms + (1 + len(kernel.fused)) * _LAUNCH_MS
 
     def _share_of(self, groups: int) -> float:
         return min(1.0, 4 / groups)  # the products of a few groups run side by side and share the waves
 
     def _product_ms(self, m: int, n: int, k: int, waves_share: float = 1.0) -> float:
         sms = self.datasheet.multiprocessors
-        depth = ceil(k / _K_STEP) * _K_STEP
+        depth = k + _PROLOGUE
         best = float("inf")
         for rows, columns, share in _TILES:
             tiles = ceil(m / rows) * ceil(n / columns)

@@ -117,7 +117,9 @@ def every_choice(cost, importance, allowed=None, standing=None):
         )
         units = [*standing[name], *rest]
         low = max(1, len(standing[name]))
-        prefixes[name] = [(k, sum(importance[name][u] for u in units[:k])) for k in range(low, len(units) + 1)]
+        prefixes[name] = [
+            (k, sum(importance[name][u] for u in units[:k])) for k in range(low, len(units) + 1)
+        ]
     for combination in itertools.product(*(prefixes[name] for name in names)):
         widths = {name: k for name, (k, _) in zip(names, combination, strict=True)}
         yield widths, sum(value for _, value in combination), cost.predict(widths)

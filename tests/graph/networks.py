@@ -1,0 +1,506 @@
+"""Small networks, each with one thing that breaks channel pruning when it is overlooked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def conv(i: int, o: int, k: int = 3, **more: Any) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(i, o, k, padding=k // 2, bias=False, **more), nn.BatchNorm2d(o), nn.ReLU(True))
+
+
+class Net(nn.Module):
+    """A stem, a body defined by a subclass, and a linear head."""
+
+    inputs: Callable[[], Any] = staticmethod(lambda: torch.randn(2, 3, 8, 8))
+
+    def __init__(self, width: int = 8, out: int = 8) -> None:
+        super().__init__()
+        self.stem = conv(3, width)
+        self.head = nn.Linear(out, 5)
+
+    def body(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(self.body(self.stem(x)).mean((2, 3)))
+
+
+class Residual(Net):
+    def __init__(self) -> None:
+        super().__init__(8, 12)
+        self.a, self.b, self.c, self.short = conv(8, 6), conv(6, 8), conv(8, 12), nn.Conv2d(8, 12, 1)
+
+    def body(self, x: Tensor) -> Tensor:
+        x = x + self.b(self.a(x))
+        return self.c(x).add_(self.short(x))
+
+
+class Concatenated(Net):
+    def __init__(self) -> None:
+        super().__init__(8, 18)
+        self.a, self.b = conv(8, 6), conv(8, 4)
+
+    def body(self, x: Tensor) -> Tensor:
+        return torch.cat([self.a(x), x, self.b(x)], 1)
+
+
+class DenseAndAdded(Net):
+    """Concatenation on one path, addition over the joined parts on another."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 12)
+        self.a, self.b, self.c, self.d = conv(8, 4), conv(12, 4), conv(12, 12), conv(12, 4)
+
+    def body(self, x: Tensor) -> Tensor:
+        y = torch.cat([x, self.a(x)], 1)
+        z = y + self.c(y)
+        return torch.cat([self.b(z), self.d(y), self.a(x)], 1)
+
+
+class Depthwise(Net):
+    def __init__(self) -> None:
+        super().__init__(8, 6)
+        self.deep, self.point = conv(8, 24, groups=8), conv(24, 6, 1)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.point(self.deep(x))
+
+
+class Grouped(Net):
+    def __init__(self) -> None:
+        super().__init__(12, 8)
+        self.group, self.point = conv(12, 16, groups=4), conv(16, 8, 1)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.point(self.group(x))
+
+
+class Shuffled(Net):
+    def __init__(self) -> None:
+        super().__init__(12, 16)
+        self.left = conv(6, 6)
+        self.last = conv(12, 16)
+
+    def body(self, x: Tensor) -> Tensor:
+        one, two = x.chunk(2, 1)
+        x = torch.cat([one, self.left(two)], 1)
+        b, c, h, w = x.shape
+        x = x.view(b, 2, c // 2, h, w).transpose(1, 2).reshape(b, c, h, w)
+        return self.last(x)
+
+
+class SqueezeExcite(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)
+
+    def body(self, x: Tensor) -> Tensor:
+        s = F.adaptive_avg_pool2d(x, 1)
+        return x * torch.sigmoid(self.up(F.silu(self.down(s))))
+
+
+class SplitGates(Net):
+    def __init__(self) -> None:
+        super().__init__(8, 6)
+        self.gates, self.last = nn.Conv2d(8, 12, 1), conv(6, 6)
+
+    def body(self, x: Tensor) -> Tensor:
+        value, gate = self.gates(x).split(6, dim=1)
+        return self.last(value * torch.sigmoid(gate))
+
+
+class UnequalSplit(Net):
+    def __init__(self) -> None:
+        super().__init__(12, 12)
+        self.one, self.two = conv(4, 4), conv(8, 8)
+
+    def body(self, x: Tensor) -> Tensor:
+        a, b = torch.split(x, [4, 8], 1)
+        return torch.cat([self.one(a), self.two(b)], 1)
+
+
+class HalfBySlice(Net):
+    def __init__(self) -> None:
+        super().__init__(12, 6)
+        self.one, self.two = conv(6, 6), conv(6, 6)
+
+    def body(self, x: Tensor) -> Tensor:
+        c = x.shape[1]
+        return self.one(x[:, : c // 2]) + self.two(x[:, c // 2 :])
+
+
+class FirstChannels(Net):
+    """Reads a written-down number of channels from the front."""
+
+    def __init__(self) -> None:
+        super().__init__(12, 6)
+        self.one, self.two = conv(5, 6), conv(12, 6)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.one(x[:, :5]) + self.two(x)
+
+
+class Flattened(Net):
+    def __init__(self) -> None:
+        super().__init__(8, 6 * 16)
+        self.a = conv(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.flatten(F.max_pool2d(self.a(self.stem(x)), 2), 1))
+
+
+class SharedTwice(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.same = conv(8, 8)
+        self.alias = self.same[0]
+        self.between = conv(8, 8)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.alias(self.between(self.same(x)))
+
+
+class Functional(Net):
+    def __init__(self) -> None:
+        super().__init__(8, 6)
+        self.kernel = nn.Parameter(torch.randn(6, 8, 3, 3) * 0.2)
+        self.shift = nn.Parameter(torch.randn(6))
+        self.scale = nn.Parameter(torch.randn(1, 6, 1, 1))
+
+    def body(self, x: Tensor) -> Tensor:
+        return F.relu(F.conv2d(x, self.kernel, self.shift, padding=1) * self.scale)
+
+
+class HardCodedView(Net):
+    def __init__(self) -> None:
+        super().__init__(8, 12)
+        self.a, self.b = conv(8, 12), conv(12, 12)
+
+    def body(self, x: Tensor) -> Tensor:
+        x = self.a(x).view(-1, 3, 4, 8, 8).flatten(1, 2)
+        return self.b(x)
+
+
+class SeveralInputs(Net):
+    inputs = staticmethod(lambda: (torch.randn(2, 3, 8, 8), torch.randn(2, 4)))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.side = nn.Linear(4, 8)
+
+    def forward(self, x: Tensor, y: Tensor) -> Any:
+        return self.head((self.stem(x) * self.side(y)[:, :, None, None]).mean((2, 3)))
+
+
+class DictOutput(Net):
+    inputs = staticmethod(lambda: {"x": torch.randn(2, 3, 8, 8)})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.mask = conv(8, 8), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.a(self.stem(x))
+        return {"logits": self.head(x.mean((2, 3))), "more": [self.mask(x), {"none": None}]}
+
+
+class Transposed(Net):
+    def __init__(self) -> None:
+        super().__init__(8, 8)
+        self.up, self.groups = nn.ConvTranspose2d(8, 12, 2, stride=2), nn.ConvTranspose2d(12, 8, 2, stride=2, groups=4)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.groups(F.relu(self.up(x)))
+
+
+class Parametric(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.each, self.one, self.a = nn.PReLU(8, 0.1), nn.PReLU(), nn.Conv2d(8, 8, 3, padding=1)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.each(self.a(self.one(x - 0.5)))
+
+
+class WrittenAttention(nn.Module):
+    """Attention whose sizes follow the weights, with a fixed scale."""
+
+    inputs = staticmethod(lambda: torch.randn(2, 6, 10))
+
+    def __init__(self, heads: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.embed = nn.Linear(10, 16)
+        self.q, self.k, self.v = nn.Linear(16, 24), nn.Linear(16, 24), nn.Linear(16, 16)
+        self.out, self.head = nn.Linear(16, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        b, n, _ = x.shape
+        q, k, v = (p(x).view(b, n, self.heads, -1).transpose(1, 2) for p in (self.q, self.k, self.v))
+        scores = (q @ k.transpose(-1, -2) * 0.3).softmax(-1)
+        return self.head(x + self.out((scores @ v).transpose(1, 2).flatten(2)))
+
+
+class FixedHeadSize(nn.Module):
+    """Attention by the library, with a written-down size of a head: whole heads can go."""
+
+    inputs = staticmethod(lambda: torch.randn(2, 6, 10))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.qkv = nn.Linear(10, 16), nn.Linear(16, 3 * 20)
+        self.out, self.head = nn.Linear(20, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        b, n, _ = x.shape
+        q, k, v = (part.view(b, n, -1, 5).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+        return self.head(x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)))
+
+
+class LibraryAttention(nn.Module):
+    inputs = staticmethod(lambda: torch.randn(2, 6, 16))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(16, 4, 24, batch_first=True, dropout=0.0), 2, enable_nested_tensor=False
+        )
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layers(x).mean(1))
+
+
+class OneOutput(Net):
+    """A convolution with one output channel is not depthwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.a = nn.Conv2d(8, 1, 1), conv(8, 8)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.a(x) * torch.sigmoid(self.gate(x))
+
+
+class DataDependent(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv(8, 8), conv(8, 8)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.a(x) if float(x.abs().sum()) >= 0 else self.b(x)
+
+
+class GroupNormed(Net):
+    def __init__(self) -> None:
+        super().__init__(12, 12)
+        self.a, self.n = nn.Conv2d(12, 12, 3, padding=1), nn.GroupNorm(4, 12)
+        self.i = nn.InstanceNorm2d(12, affine=True)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.i(F.gelu(self.n(self.a(x))))
+
+
+class LayerNormed(nn.Module):
+    inputs = staticmethod(lambda: torch.randn(2, 6, 10))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Linear(10, 16), nn.LayerNorm(16)
+        self.up, self.down, self.head = nn.Linear(16, 32), nn.Linear(32, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        return self.head(x + self.down(F.gelu(self.up(self.norm(x)))))
+
+
+class ChannelAttention(Net):
+    """A convolution that slides over the channels, and a maximum over them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slide = nn.Conv1d(1, 1, 3, padding=1, bias=False)
+        self.a, self.b = conv(8, 8), conv(8, 8)
+
+    def body(self, x: Tensor) -> Tensor:
+        s = self.slide(x.mean((2, 3)).unsqueeze(1)).sigmoid().transpose(1, 2).unsqueeze(-1)
+        x = self.a(x * s)
+        return self.b(x * x.amax(1, keepdim=True))
+
+
+class Shifted(Net):
+    """Writes into slices of a tensor of zeros."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 8)
+        self.a, self.b = conv(8, 8), conv(8, 8)
+
+    def body(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        out = torch.zeros_like(x)
+        out[:, :, 1:] = x[:, :, :-1]
+        buffer = x.new_zeros(x.shape)
+        buffer[:, :, :, 1:] = x[:, :, :, :-1]
+        return self.b(out + buffer)
+
+
+class PaddedShortcut(Net):
+    """Pads channels instead of projecting them."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 16)
+        self.a = conv(8, 16)
+
+    def body(self, x: Tensor) -> Tensor:
+        return F.relu(self.a(x) + F.pad(x, (0, 0, 0, 0, 4, 4)))
+
+
+class PixelShuffled(Net):
+    def __init__(self) -> None:
+        super().__init__(8, 6)
+        self.a, self.b = nn.Conv2d(8, 24, 1), conv(6, 6)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.b(F.pixel_shuffle(self.a(x), 2))
+
+
+class ScaledByWidth(Net):
+    """Multiplies by a number computed from a width: the number would change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv(8, 8), conv(8, 8)
+
+    def body(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.b(x * x.shape[1] ** -0.5)
+
+
+class Normalised(Net):
+    """Channels divided by their norm over the channels, and by their own spatial norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv(8, 8), conv(8, 8)
+
+    def body(self, x: Tensor) -> Tensor:
+        x = F.normalize(self.a(x), dim=1)
+        return self.b(x / (1 + x.norm(dim=(2, 3), keepdim=True)))
+
+
+class UnknownOperation(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = conv(8, 8), conv(8, 8), conv(8, 8)
+
+    def body(self, x: Tensor) -> Tensor:
+        y = torch.linalg.qr(self.b(x))[0]
+        return self.c(self.a(x)) + y
+
+
+class Recurrent(nn.Module):
+    inputs = staticmethod(lambda: torch.randn(2, 6, 10))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(10, 16), nn.Linear(16, 8)
+        self.rnn, self.head = nn.LSTM(8, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.rnn(self.b(F.relu(self.a(x))))[0][:, -1])
+
+
+class Volumes(nn.Module):
+    inputs = staticmethod(lambda: (torch.randn(2, 3, 4, 6, 6), torch.randn(2, 3, 12)))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.n, self.b = nn.Conv3d(3, 8, 3), nn.BatchNorm3d(8), nn.Conv3d(8, 6, 1)
+        self.c, self.m, self.d = nn.Conv1d(3, 8, 3), nn.BatchNorm1d(8), nn.Conv1d(8, 6, 1)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        one = self.b(F.relu(self.n(self.a(x)))).mean((2, 3, 4))
+        two = F.adaptive_max_pool1d(self.d(F.leaky_relu(self.m(self.c(y)))), 1).squeeze(-1)
+        return self.head(torch.stack([one, two]).sum(0))
+
+
+class Tokens(nn.Module):
+    """Embedding tied to the output, and learned positions."""
+
+    inputs = staticmethod(lambda: torch.randint(0, 20, (2, 6)))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(20, 12)
+        self.position = nn.Parameter(torch.randn(1, 6, 12))
+        self.first = nn.Parameter(torch.randn(1, 1, 12))
+        self.up, self.down = nn.Linear(12, 20), nn.Linear(20, 12)
+        self.out = nn.Linear(12, 20, bias=False)
+        self.out.weight = self.table.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.table(x) + self.position
+        x = torch.cat([self.first.expand(len(x), -1, -1), x], 1)
+        return self.out(x + self.down(F.relu(self.up(x))))
+
+
+class WeightNormed(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 3, padding=1))
+        self.b = nn.Conv2d(8, 8, 1)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.b(F.relu(self.a(x)))
+
+
+class TrainingHead(Net):
+    """A head that runs only in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.aux = conv(8, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.a(self.stem(x))
+        y = self.head(x.mean((2, 3)))
+        return (y, self.aux(x.mean((2, 3)))) if self.training else y
+
+
+NETWORKS: tuple[type[nn.Module], ...] = (
+    Residual, Concatenated, DenseAndAdded, Depthwise, Grouped, Shuffled, SqueezeExcite, SplitGates, UnequalSplit,
+    HalfBySlice, FirstChannels, Flattened, SharedTwice, Functional, HardCodedView, SeveralInputs, DictOutput,
+    Transposed, Parametric, WrittenAttention, FixedHeadSize, LibraryAttention, OneOutput, DataDependent, GroupNormed,
+    LayerNormed, ChannelAttention, Shifted, PaddedShortcut, PixelShuffled, ScaledByWidth, Normalised,
+    UnknownOperation, Recurrent, Volumes, Tokens, WeightNormed, TrainingHead,
+)  # fmt: skip
+
+
+def build(kind: type[nn.Module], seed: int = 0) -> tuple[nn.Module, Any]:
+    """The network with random statistics, so that no mistake hides behind ones and zeros, and its inputs."""
+    torch.manual_seed(seed)
+    model = kind()
+    stir(model)
+    return model, kind.inputs()  # type: ignore[operator]
+
+
+def stir(model: nn.Module) -> None:
+    """Random normalisation parameters and statistics."""
+    for module in model.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)
+            nn.init.normal_(module.running_mean, 0, 0.5)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+        elif isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)

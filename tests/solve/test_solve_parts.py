@@ -1,0 +1,149 @@
+"""The parts by themselves: elimination, the knapsack, the check, the frontier."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from halp_iee.errors import UsageError
+from halp_iee.graph.records import Width
+from halp_iee.solve import CertificateError, build, frontier, solve, verify
+from halp_iee.solve.eliminate import Elimination, elimination_order
+from halp_iee.solve.halp import fill_knapsack
+from halp_iee.solve.network import compile_network, cut
+from tests.solve.fakes import TableCost, TableLayer, random_cost, random_importance
+
+
+def separable(weights, values):
+    """A 0-1 knapsack as a network: an item is the second unit of a group of two that shares no layer."""
+    sizes = {f"item{i}": 2 for i in range(len(weights))}
+    layers = tuple(
+        TableLayer(name, Width((), 1), Width(((name, 2, 1),)), np.array([[0.0, 0.0, 0.0], [0.0, 0.0, w]]))
+        for name, w in zip(sizes, map(float, weights), strict=True)
+    )
+    top = float(max(values))  # the unit that is always kept
+    scores = {name: np.array([top, float(v)]) for name, v in zip(sizes, values, strict=True)}
+    return TableCost(layers, 0.0, sizes), scores
+
+
+def best_knapsack(weights, values, capacity):
+    best = [0] * (capacity + 1)
+    for weight, value in zip(weights, values, strict=True):
+        for room in range(capacity, weight - 1, -1):
+            best[room] = max(best[room], best[room - weight] + value)
+    return best[capacity]
+
+
+# Instances and optima published with Burkardt's KNAPSACK_01 data (P01, P02, P03, P05, P06, P07).
+PUBLISHED = [
+    (165, [23, 31, 29, 44, 53, 38, 63, 85, 89, 82], [92, 57, 49, 68, 60, 43, 67, 84, 87, 72], 309),
+    (26, [12, 7, 11, 8, 9], [24, 13, 23, 15, 16], 51),
+    (190, [56, 59, 80, 64, 75, 17], [50, 50, 64, 46, 50, 5], 150),
+    (104, [25, 35, 45, 5, 25, 3, 2, 2], [350, 400, 450, 20, 70, 8, 5, 5], 900),
+    (170, [41, 50, 49, 59, 55, 57, 60], [442, 525, 511, 593, 546, 564, 617], 1735),
+    (750, [70, 73, 77, 80, 82, 87, 90, 94, 98, 106, 110, 113, 115, 118, 120],
+     [135, 139, 149, 150, 156, 163, 173, 184, 192, 201, 210, 214, 221, 229, 240], 1458),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("capacity", "weights", "values", "optimum"), PUBLISHED)
+@pytest.mark.parametrize("solver", ["joint", "halp", "cp-sat"])
+def test_published_knapsacks_are_solved(solver, capacity, weights, values, optimum):
+    if solver == "cp-sat":
+        pytest.importorskip("ortools")
+    assert best_knapsack(weights, values, capacity) == optimum
+    cost, scores = separable(weights, values)
+    answer = solve(cost, scores, float(capacity), solver, tolerance=0.0, resolution_ms=1.0)
+    assert answer.value - max(values) * len(weights) == pytest.approx(optimum, abs=1e-3)
+
+
+def test_random_knapsacks_are_solved_to_the_optimum_of_an_independent_program():
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        count = int(rng.integers(3, 14))
+        weights = rng.integers(1, 40, count).tolist()
+        values = (np.array(weights) + rng.integers(0, 6, count)).tolist()  # correlated: the hard kind
+        capacity = int(sum(weights) * rng.uniform(0.2, 0.8))
+        optimum = best_knapsack(weights, values, capacity)
+        knapsack = fill_knapsack(
+            [np.array([0, w]) for w in weights], [np.array([0.0, v]) for v in values], capacity
+        )
+        assert knapsack.best[capacity] == optimum
+        chosen = knapsack.choices(np.array([capacity]))[0]
+        assert sum(v for v, taken in zip(values, chosen, strict=True) if taken) == optimum
+        assert sum(w for w, taken in zip(weights, chosen, strict=True) if taken) <= capacity
+
+
+def test_elimination_finds_the_least_sum_and_every_marginal():
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        cost = random_cost(rng, most_groups=4, most_units=4)
+        network = compile_network(build(cost, random_importance(rng, cost.sizes), 1.0))
+        sizes = [len(variable.grid) for variable in network.variables]
+        order = elimination_order(sizes, network.scopes, network.relations)
+        cells = cut(network, tuple(np.arange(size) for size in sizes))
+        elimination = Elimination(cells, network.scopes, order, cap=1 << 30)
+        tables = [rng.normal(size=[sizes[v] for v in scope]) for scope in network.scopes]
+        count = len(network.problem.groups)
+        marginals = [np.full(size, np.inf) for size in sizes]
+        for point in itertools.product(*(range(size) for size in sizes[:count])):
+            full = list(point)
+            for variable in network.variables[count:]:
+                total = sum(per * network.variables[g].grid[point[g]] for g, per in variable.members)
+                full.append(int(np.searchsorted(variable.grid, total)))
+            weight = sum(
+                table[tuple(full[v] for v in scope)]
+                for scope, table in zip(network.scopes, tables, strict=True)
+            )
+            for v, i in enumerate(full):
+                marginals[v][i] = min(marginals[v][i], weight)
+        least, chosen = elimination.minimise(tables)
+        assert least == pytest.approx(marginals[0].min())
+        found = sum(
+            table[tuple(chosen[v] for v in scope)]
+            for scope, table in zip(network.scopes, tables, strict=True)
+        )
+        assert found == pytest.approx(least)
+        for mine, truth in zip(elimination.marginals(tables), marginals, strict=True):
+            np.testing.assert_allclose(mine, truth, rtol=1e-9, atol=1e-9)
+
+
+def test_the_check_refuses_answers_that_were_tampered_with():
+    rng = np.random.default_rng(3)
+    cost = random_cost(rng)
+    importance = {name: rng.gamma(1.0, 1.0, size) + 0.1 for name, size in cost.sizes.items()}
+    answer = solve(cost, importance, 0.9 * cost.dense_ms)
+    verify(answer, cost, importance)
+    name = max(answer.widths, key=answer.widths.get)
+    fewer = {**answer.keep, name: answer.keep[name][:-1]}
+    for broken in (
+        replace(answer, value=answer.value * 1.01),
+        replace(answer, latency_ms=answer.latency_ms * 0.9),
+        replace(answer, budget_ms=answer.latency_ms * 0.9),
+        replace(answer, bound=answer.value * 0.99),
+        replace(answer, keep=fewer),
+        replace(answer, keep={**answer.keep, name: answer.keep[name][:0]}),
+    ):
+        with pytest.raises(CertificateError):
+            verify(broken, cost, importance)
+    with pytest.raises(CertificateError, match="not active"):
+        verify(answer, cost, importance, active={name: answer.keep[name][:-1]})
+
+
+def test_the_frontier_rises_and_holds_every_budget():
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        cost = random_cost(rng)
+        importance = random_importance(rng, cost.sizes)
+        answers = frontier(cost, importance, 8)
+        for low, high in itertools.pairwise(answers):
+            assert low.budget_ms < high.budget_ms
+            assert low.value <= high.value + 1e-9
+        for answer in answers:
+            assert answer.latency_ms <= answer.budget_ms * (1 + 1e-12)
+            alone = solve(cost, importance, answer.budget_ms)
+            assert answer.value >= alone.value * (1 - 2e-3)
+        assert answers[-1].value == pytest.approx(sum(score.sum() for score in importance.values()))
+    with pytest.raises(UsageError, match="points"):
+        frontier(cost, importance, 0)
