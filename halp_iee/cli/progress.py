@@ -30,7 +30,7 @@ class _PlainTask:
         self.total = total if total is not None else self.total
         if not self.total:
             return
-        now, share = time.monotonic(), done / self.total
+        now, share = time.monotonic(), max(self.last_share, done / self.total)  # a total that grows is no step back
         if 0 < share < 1 and (now - self.last >= 10.0 or (share - self.last_share >= 0.2 and now - self.last >= 2.0)):
             eta = (now - self.start) * (1 - share) / share
             print(

@@ -35,6 +35,7 @@ from halp_iee.run.target import Target
 )
 @click.option("--no-dense", is_flag=True, help="Do not train the dense reference.")
 @click.option("--solver", type=click.Choice(["joint", "halp", "cp-sat"]), default="joint", show_default=True)
+@options.input_shape
 @options.device
 @options.seed
 @options.run_directory
@@ -51,6 +52,7 @@ def command(
     weights: str | None,
     no_dense: bool,
     solver: str,
+    input_shape: tuple[int, ...] | None,
     seed: int,
     out: Path | None,
     fresh: bool,
@@ -74,7 +76,7 @@ def command(
     chosen = recipe(recipe_file, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
     job = Job(
         model=model, data=data, recipe=chosen, target=target, device=device_choice(**device),
-        seed=seed, dense=not no_dense, weights=weights, solver=solver,
+        seed=seed, dense=not no_dense, weights=weights, solver=solver, input_shape=input_shape,
     )  # fmt: skip
     done = pipeline.train(job, out, Bars(), fresh)
     return show.finished(done.result, as_json)

@@ -13,7 +13,6 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -26,149 +25,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from halp_iee.errors import GraphError
-
-
-@dataclass(frozen=True, slots=True)
-class Ref:
-    """Stands for the tensor with this value id in a recorded call."""
-
-    id: int
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One executed operation: its schema-bound arguments with tensors replaced by `Ref`."""
-
-    index: int
-    name: str
-    args: Mapping[str, Any]
-    outputs: tuple[int | None, ...]
-    module: str
-    overload: str
-    mutated: tuple[int, ...] = ()
-
-    @property
-    def refs(self) -> list[Ref]:
-        return [ref for value in self.args.values() for ref in refs_in(value)]
-
-
-@dataclass
-class Capture:
-    """What one run of the network executed.
-
-    Attributes:
-        calls: the operations in order.
-        shapes: shape of every value, by value id.
-        active: whether a value depends on the network's inputs, by value id.
-        sources: qualified names of the parameters and buffers that a value which does
-            not depend on the inputs was computed from, by value id.
-        kinds: dtype and device of every value, by value id.
-        functions: position at which a Python-level function began -> where it ended and
-            what it returned, tensors replaced by `Ref`.
-        tensors: value id of each parameter and buffer -> all its qualified names.
-        outputs: value ids of the tensors that the network returned.
-        fake: whether it ran on fake tensors.
-        first: index of the first call, so that two captures of one network can be told apart.
-    """
-
-    calls: list[Call] = field(default_factory=list)
-    shapes: list[tuple[int, ...]] = field(default_factory=list)
-    active: list[bool] = field(default_factory=list)
-    sources: list[tuple[str, ...]] = field(default_factory=list)
-    kinds: list[tuple[torch.dtype, torch.device]] = field(default_factory=list)
-    functions: dict[int, tuple[int, Any]] = field(default_factory=dict)
-    tensors: dict[int, tuple[str, ...]] = field(default_factory=dict)
-    outputs: tuple[int, ...] = ()
-    fake: bool = True
-    first: int = 0
-
-
-def refs_in(value: Any) -> Iterator[Ref]:
-    """The `Ref`s inside a recorded argument, in order."""
-    if isinstance(value, Ref):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from refs_in(item)
-
-
-def tensors_in(value: Any, _depth: int = 0) -> Iterator[Tensor]:
-    """The tensors inside any nest of containers, dataclasses and plain objects, in order."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item, _depth + 1)
-    elif isinstance(value, (list, tuple, set)):
-        for item in value:
-            yield from tensors_in(item, _depth + 1)
-    elif is_dataclass(value) and not isinstance(value, type):
-        for entry in fields(value):
-            yield from tensors_in(getattr(value, entry.name), _depth + 1)
-    elif hasattr(value, "__dict__") and _depth < 4 and not isinstance(value, (type, nn.Module)):
-        yield from tensors_in(vars(value), _depth + 1)
-
-
-def map_tensors(value: Any, fn: Callable[[Tensor], Any]) -> Any:
-    """The same nest of lists, tuples and dicts with `fn` applied to its tensors."""
-    if isinstance(value, Tensor):
-        return fn(value)
-    if isinstance(value, dict):
-        return {key: map_tensors(item, fn) for key, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(map_tensors(item, fn) for item in value))
-    if isinstance(value, (list, tuple)):
-        return type(value)(map_tensors(item, fn) for item in value)
-    return value
-
-
-def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer under every one of its qualified names."""
-    named = dict(model.named_parameters(remove_duplicate=False))
-    named.update(model.named_buffers(remove_duplicate=False))
-    return named
-
-
-def skeleton(model: nn.Module) -> nn.Module:
-    """A copy of the module tree that shares every parameter and buffer with the original.
-
-    What a forward pass leaves behind in module attributes (caches, counters) then
-    stays in the copy.
-    """
-    memo: dict[int, Any] = {id(tensor): tensor for tensor in named_tensors(model).values()}
-    return copy.deepcopy(model, memo)
-
-
-@contextlib.contextmanager
-def training_flags(model: nn.Module, training: bool) -> Iterator[None]:
-    """Put every submodule in train or eval mode and put each one's own flag back."""
-    before = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in before:
-            module.training = training
-        yield
-    finally:
-        for module, flag in before:
-            module.training = flag
-
-
-@contextlib.contextmanager
-def steady_randomness(model: nn.Module) -> Iterator[None]:
-    """Leave the random generators as they were."""
-    devices = {tensor.device for tensor in model.parameters() if tensor.device.type == "cuda"}
-    with torch.random.fork_rng(devices=sorted(device.index or 0 for device in devices)):
-        yield
-
-
-@contextlib.contextmanager
-def plain_attention() -> Iterator[None]:
-    """Without the fused encoder kernels, which hide what they do in one opaque operation."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+from halp_iee.graph.calls import Call, Capture, Ref, refs_in
+from halp_iee.graph.sandbox import (
+    first_line,
+    map_tensors,
+    named_tensors,
+    plain_attention,
+    quiet_fakes,
+    skeleton,
+    steady_randomness,
+    tensors_in,
+    training_flags,
+)
 
 
 class ModuleStack:
@@ -298,14 +166,18 @@ class Recorder(TorchDispatchMode):
         self.record(name, str(func), bound, result, [])
         return result
 
-    def execute(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], bound: dict[str, Any]) -> Any:
+    def execute(
+        self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], bound: dict[str, Any]
+    ) -> Any:
         return func(*args, **kwargs)
 
     def rescue(self, begin: int, error: Exception) -> Any:
         """What a function that failed returns instead; here nothing can be done."""
         raise error
 
-    def record(self, name: str, overload: str, bound: dict[str, Any], result: Any, mutated: list[int]) -> None:
+    def record(
+        self, name: str, overload: str, bound: dict[str, Any], result: Any, mutated: list[int]
+    ) -> None:
         capture = self.capture
         returned = list(result) if isinstance(result, (list, tuple)) else [result]
         if not any(isinstance(item, Tensor) for item in returned):
@@ -323,7 +195,9 @@ class Recorder(TorchDispatchMode):
         for value in aliases:
             capture.active[value] |= active
         outputs = tuple(
-            self.add(item, active=active, sources=() if active else sources) if isinstance(item, Tensor) else None
+            self.add(item, active=active, sources=() if active else sources)
+            if isinstance(item, Tensor)
+            else None
             for item in returned
         )
         capture.calls.append(
@@ -410,6 +284,7 @@ def run(
         training_flags(model, training),
         steady_randomness(model),
         plain_attention(),
+        quiet_fakes(),
         modules.watching(),
         torch.no_grad(),
         mode if mode is not None else contextlib.nullcontext(),
@@ -423,7 +298,12 @@ def run(
 
 
 def capture_model(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, training: bool = False, first: int = 0
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    training: bool = False,
+    first: int = 0,
 ) -> Capture:
     """Record one forward pass: on fake tensors where the network allows it, else on real ones.
 
@@ -434,7 +314,9 @@ def capture_model(
     for name, tensor in named.items():
         if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
             raise GraphError(
-                "The network cannot be traced", f"{name} has no shape yet (a lazy module)", "Run the network once first"
+                "The network cannot be traced",
+                f"{name} has no shape yet (a lazy module)",
+                "Run the network once first",
             )
     try:
         copied = skeleton(model)
@@ -443,7 +325,15 @@ def capture_model(
     try:
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         fake_args, fake_kwargs = map_tensors((args, dict(kwargs)), mode.from_tensor)
-        return run(copied, fake_args, fake_kwargs, fake_tensors(mode, named), mode=mode, training=training, first=first)
+        return run(
+            copied,
+            fake_args,
+            fake_kwargs,
+            fake_tensors(mode, named),
+            mode=mode,
+            training=training,
+            first=first,
+        )
     except Exception:  # anything may go wrong without data; the run with data decides
         pass
     buffers = {id(tensor): tensor.clone() for tensor in model.buffers()}
@@ -453,16 +343,12 @@ def capture_model(
     except Exception:
         copied = model
     try:
-        return run(copied, *copy.deepcopy((args, dict(kwargs))), own, mode=None, training=training, first=first)
+        return run(
+            copied, *copy.deepcopy((args, dict(kwargs))), own, mode=None, training=training, first=first
+        )
     except Exception as error:
         raise GraphError(
             "The network cannot be traced",
             f"its forward pass failed with {type(error).__name__}: {first_line(error)}",
             "Pass example inputs with which model(*example_inputs) runs in eval mode",
         ) from error
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, for a message of one line."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else "no message"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,11 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from halp_iee.errors import GraphError
-from halp_iee.graph.capture import Capture, capture_model, named_tensors
+from halp_iee.graph.calls import Capture
+from halp_iee.graph.capture import capture_model
 from halp_iee.graph.groups import AxisUnits, Structure
 from halp_iee.graph.keep import checked
 from halp_iee.graph.masking import zeroed
 from halp_iee.graph.records import ChannelGroup, Keep, Op
+from halp_iee.graph.sandbox import named_tensors
 from halp_iee.graph.structure import find_structure
 
 
@@ -68,7 +71,9 @@ class ChannelGraph:
     @cached_property
     def full_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Shape of every parameter and buffer of the full network."""
-        return MappingProxyType({name: tuple(tensor.shape) for name, tensor in named_tensors(self.model).items()})
+        return MappingProxyType(
+            {name: tuple(tensor.shape) for name, tensor in named_tensors(self.model).items()}
+        )
 
     @property
     def full_widths(self) -> dict[str, int]:
@@ -77,7 +82,9 @@ class ChannelGraph:
     def widths(self, keep: Keep) -> dict[str, int]:
         """Units left in every group."""
         kept = checked(keep, self.groups)
-        return {group.name: len(kept[group.name]) if group.name in kept else group.size for group in self.groups}
+        return {
+            group.name: len(kept[group.name]) if group.name in kept else group.size for group in self.groups
+        }
 
     def positions(self, keep: Keep) -> dict[str, tuple[np.ndarray | None, ...]]:
         """For every labelled parameter and buffer, the positions kept on each axis; None: the axis stays whole."""
@@ -157,18 +164,18 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
     """
     if not isinstance(model, nn.Module):
         raise GraphError(
-            "The network cannot be traced", f"it is a {type(model).__name__}", "Pass a torch.nn.Module instance"
+            "The network cannot be traced",
+            f"it is a {type(model).__name__}",
+            "Pass a torch.nn.Module instance",
         )
     args, kwargs = call_arguments(example_inputs)
     with torch.no_grad():
         captures = [capture_model(model, args, kwargs)]
         if unused_parameters(model, captures[0]):
-            try:
-                captures.append(
-                    capture_model(model, args, kwargs, training=True, first=len(captures[0].calls) + 1)
-                )
-            except GraphError:
-                pass  # many networks cannot be trained on the inputs that they infer from
+            # Many networks cannot be trained on the inputs that they infer from.
+            with contextlib.suppress(GraphError):
+                first = len(captures[0].calls) + 1
+                captures.append(capture_model(model, args, kwargs, training=True, first=first))
         search = find_structure(model, args, kwargs, captures)
     unknown = {name: where for labels in search.labels for name, where in labels.unknown.items()}
     return ChannelGraph(

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import nn
 
-from halp_iee.graph.capture import Call, Capture, Ref
+from halp_iee.graph.calls import Call, Capture, Ref
 
 NO_ATOM = -1
 """Marks a position that carries no channel: it is there whatever is kept."""
@@ -163,7 +163,7 @@ class Step:
                 fits = len(self.labels.capture.shapes[value]) == len(label)
                 self.emit(label if fits else [None] * len(self.out_shape(index)), index)
 
-    def freeze(self, axes: Axis | None | Iterable[Axis | None], reason: str) -> None:
+    def freeze(self, axes: Axis | Iterable[Axis | None] | None, reason: str) -> None:
         for axis in [axes] if axes is None or isinstance(axes, Axis) else axes:
             if axis is not None:
                 self.labels.freeze(axis.atoms, f"{reason} ({self.where})", self.call.index)
@@ -183,7 +183,10 @@ class Step:
 
 
 def start(
-    capture: Capture, model: nn.Module, decisions: Mapping[tuple[int, int], int], frozen: Sequence[Freeze] = ()
+    capture: Capture,
+    model: nn.Module,
+    decisions: Mapping[tuple[int, int], int],
+    frozen: Sequence[Freeze] = (),
 ) -> Labels:
     """Labels in which every parameter and buffer axis has its own atoms and nothing is tied."""
     labels = Labels(capture, decisions, [None] * len(capture.shapes))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from halp_iee.graph.capture import Call, Ref, refs_in
+from halp_iee.graph.calls import Call, Ref, refs_in
 from halp_iee.graph.groups import Structure
 from halp_iee.graph.labels import Axis, Labels
 from halp_iee.graph.records import Op, Width
@@ -13,7 +13,9 @@ from halp_iee.graph.rules.base import normal
 from halp_iee.graph.rules.elementwise import activation_attrs
 
 LAST_AXIS = frozenset({"linear", "matmul", "layer_norm", "embedding", "attention"})
-FIRST_AXIS = frozenset({"conv", "batch_norm", "group_norm", "max_pool", "avg_pool", "global_pool", "interpolate"})
+FIRST_AXIS = frozenset(
+    {"conv", "batch_norm", "group_norm", "max_pool", "avg_pool", "global_pool", "interpolate"}
+)
 
 
 def channel_axis(kind: str, shape: tuple[int, ...], label: list[Axis | None]) -> int | None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from halp_iee.graph.capture import Capture
+from halp_iee.graph.calls import Capture
 from halp_iee.graph.groups import Structure, form
 from halp_iee.graph.labels import Choice, Freeze, Labels, Step, start
 from halp_iee.graph.operations import Operations
@@ -55,6 +55,18 @@ def apply_rules(
     return labels
 
 
+def _place(failure: Failure) -> str:
+    """Where a size is written down, in words: the operation, the module and what it said."""
+    if failure.call is None:
+        return f"{failure.module}: {failure.error}" if failure.module else failure.error
+    name = failure.call.name.split("::")[-1]
+    return (
+        f"{name} in {failure.call.module}: {failure.error}"
+        if failure.call.module
+        else f"{name}: {failure.error}"
+    )
+
+
 class Search:
     """The decisions and freezes found so far."""
 
@@ -86,15 +98,24 @@ class Search:
         return np.unique(self.structure.classes[atoms[atoms >= 0]])
 
     def next_options(self) -> bool:
-        """Where a choice left nothing to prune and another option remains, take that."""
-        changed = False
-        for labels in self.labels:
-            for key, choice in labels.choices.items():
-                if choice.taken >= choice.options or choice.options < 2 or key in self.settled:
-                    continue
-                if not self.able[self.classes(choice.atoms)].any():
-                    changed |= self.turn(key, choice)
-        return changed
+        """Where a choice left nothing to prune and another option remains, take that.
+
+        Those that have tried least go first: a choice may be frozen only because another,
+        such as the keys' heads beside the queries', has not been turned yet.
+        """
+        stuck = [
+            (key, choice)
+            for labels in self.labels
+            for key, choice in labels.choices.items()
+            if 1 < choice.options > choice.taken
+            and key not in self.settled
+            and not self.able[self.classes(choice.atoms)].any()
+        ]
+        if not stuck:
+            return False
+        least = min(len(self.refused.get(key, ())) for key, _ in stuck)
+        turned = [self.turn(key, choice) for key, choice in stuck if len(self.refused.get(key, ())) == least]
+        return any(turned) or self.next_options()
 
     def turn(self, key: tuple[int, int], choice: Choice, *, failed: bool = False) -> bool:
         """Take the next option of a choice; says whether that changes anything."""
@@ -132,12 +153,20 @@ class Search:
         module = failure.module or (failure.call.module if failure.call is not None else "")
         while True:
             inside = [
-                call for call in labels.capture.calls if call.module == module or call.module.startswith(f"{module}.")
+                call
+                for call in labels.capture.calls
+                if call.module == module or call.module.startswith(f"{module}.")
             ]
             calls = inside if module else labels.capture.calls
             read = [ref.id for call in calls for ref in call.refs]
             # A size that a forward pass writes down mostly comes from a tensor in its hands.
-            own = [v for c in calls if c.module == module for v in (r.id for r in c.refs) if labels.capture.active[v]]
+            own = [
+                v
+                for c in calls
+                if c.module == module
+                for v in (r.id for r in c.refs)
+                if labels.capture.active[v]
+            ]
             for values in (own, [value for value in read if labels.capture.active[value]], read):
                 found = of_values(values)
                 if found.size:
@@ -150,7 +179,10 @@ class Search:
         """Turn to the next option where one remains, else freeze."""
         owned = self.labels[0].of
         parameters = [
-            axis.atoms for value in self.labels[0].capture.tensors for axis in owned[value] or [] if axis is not None
+            axis.atoms
+            for value in self.labels[0].capture.tensors
+            for axis in owned[value] or []
+            if axis is not None
         ]
         every = np.concatenate(parameters) if parameters else np.zeros(0, dtype=np.int64)
         classes = self.structure.classes[every]
@@ -167,10 +199,7 @@ class Search:
             if chosen:
                 turned.update(chosen)
                 continue
-            where = failure.call.module if failure.call is not None else failure.module
-            place = f" in {where}" if where else ""
-            op = f"{failure.call.name.split('::')[-1]}{place}" if failure.call is not None else place.strip()
-            reason = f"a size hard-coded in forward ({op}: {failure.error})" if op else f"a size hard-coded in forward ({failure.error})"  # fmt: skip
+            reason = f"a size hard-coded in forward ({_place(failure)})"
             self.frozen.append(Freeze(every[np.isin(classes, blamed)], reason, -1))
         for key in turned:
             self.turn(key, self.labels[0].choices[key], failed=True)
@@ -181,21 +210,20 @@ def find_structure(
 ) -> Search:
     """Groups under which the slim network runs, whatever is kept.
 
-    Each round applies the rules; then takes other options where a choice left nothing
-    to prune; then runs the slim network without data and learns from what fails.
+    Each round applies the rules, then runs the slim network without data and learns from
+    what fails; once nothing does, it takes other options where a choice left nothing to prune.
     """
     search = Search(model, captures)
     for _ in range(MOST_ROUNDS):
         search.label()
-        if search.next_options():
-            continue
         for seed in TRIAL_SEEDS:
             failures = attempt(model, args, kwargs, search.structure, search.labels[0], seed)
             if failures:
                 search.learn(failures)
                 break
         else:
-            return search
+            if not search.next_options():
+                return search
     # Never seen; but a network that still fails is better left whole than broken.
     every = [axis.atoms for value in captures[0].tensors for axis in search.labels[0].of[value] or [] if axis]
     search.frozen.append(Freeze(np.concatenate(every), "the slim network did not run", -1))

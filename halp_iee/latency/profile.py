@@ -7,10 +7,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from halp_profiler import sweep
+from halp_profiler import plan, sweep
 from halp_profiler.backends import backend_for
 from halp_profiler.devices import Device, find
 from halp_profiler.errors import TableError
+from halp_profiler.kernel import KernelRange
 from halp_profiler.sweep import Progress
 
 from halp_iee.latency.layers import Traced, sweep_plan
@@ -76,11 +77,7 @@ def profile_with_result(
 ) -> tuple[LatencyTable, sweep.Result]:
     """As ``profile_network``, with what the sweep came to: points, held-out error, seconds."""
     found = find(device) if isinstance(device, str) else device
-    ranges = sweep_plan(graph)
-    if not ranges:
-        raise TableError(
-            "There is nothing to profile", "the network has no kernel that is known", "Check the model"
-        )
+    ranges = _ranges(graph)
     settings: dict[str, Any] = {"source": source, "threads": threads, "batch": batch, "precision": precision}
     where = Path(path) if path is not None else default_table_path(found, model, **settings)
     backend = backend_for(found, **settings)
@@ -88,6 +85,51 @@ def profile_with_result(
         backend, ranges, where, mode=mode, max_error=max_error, time_budget_s=time_budget_s, progress=progress
     )
     return LatencyTable.load(where), result
+
+
+def emit(graph: Traced, path: str | Path, **settings: Any) -> plan.Plan:
+    """Writes what is to be measured for ``graph``, for ``python -m halp_profiler run`` on another machine.
+
+    Args:
+        graph: the traced network.
+        path: the file.
+        settings: ``device threads batch precision max_error time_budget_s``, as in ``halp_profiler.plan.Plan``.
+
+    Raises:
+        TableError: the network has no kernels, or the file cannot be written.
+    """
+    wanted = plan.Plan(_ranges(graph), **settings)
+    plan.write(wanted, path)
+    return wanted
+
+
+def _ranges(graph: Traced) -> tuple[KernelRange, ...]:
+    ranges = sweep_plan(graph)
+    if not ranges:
+        raise TableError(
+            "There is nothing to profile", "the network has no kernel that is known", "Check the model"
+        )
+    return ranges
+
+
+def missing_from(table: LatencyTable, graph: Traced) -> tuple[KernelRange, ...]:
+    """The kernels, with their widths, for which ``table`` cannot predict ``graph``; empty when it covers all.
+
+    A table that covers a network can be used as it is, be it finished or not, shipped, or of another machine.
+    """
+    missing = []
+    for r in sweep_plan(graph):
+        if r.kernel not in table:
+            missing.append(r)
+            continue
+        s = table.surface(r.kernel)
+        low_in = -(-r.c_in[0] // r.kernel.quantum) * r.kernel.quantum
+        fits = s.lines_in[0] <= low_in and s.lines_in[-1] >= r.c_in[1]
+        if not r.kernel.diagonal:
+            fits = fits and s.lines_out[0] <= r.c_out[0] and s.lines_out[-1] >= r.c_out[1]
+        if not fits:
+            missing.append(r)
+    return tuple(missing)
 
 
 def default_table_path(

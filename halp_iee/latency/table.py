@@ -161,16 +161,18 @@ def available() -> Iterator[Path]:
 def find(path_or_name: str | Path) -> Path:
     """The file that ``path_or_name`` means. Raises TableError with all places searched and the nearest names."""
     text = str(path_or_name)
-    if "\0" in text or not text.strip():
-        raise TableError("No latency table can be found", f"{text!r} is no name", "Name a table or a file")
-    direct = Path(text).expanduser()
-    if direct.is_file():
+    if "\0" in text or not text.strip() or len(text) > 4000:
+        raise TableError(
+            "No latency table can be found", f"{text[:60]!r} is no name", "Name a table or a file"
+        )
+    direct = Path(text)
+    if os.path.isfile(direct):
         return direct
     folders = search_folders()
     if direct.name == text:
         for folder in folders:
             for candidate in (folder / text, folder / f"{text}{SUFFIX}"):
-                if candidate.is_file():
+                if os.path.isfile(candidate):
                     return candidate
     names = [p.stem for p in available()]
     near = difflib.get_close_matches(text.removesuffix(SUFFIX), names, 3, 0.4)

@@ -22,7 +22,7 @@ from halp_iee.importance import CRITERIA, score
 from halp_iee.methods.elastic import ElasticNetwork, Units
 from halp_iee.methods.meet import meet_as_measured
 from halp_iee.methods.schedule import exponential
-from halp_iee.solve import Answer, solve
+from halp_iee.solve import Answer, floor_ms, solve
 
 if TYPE_CHECKING:
     from halp_iee.graph import ChannelGraph
@@ -312,28 +312,16 @@ class IEE:
         scores = self._collect()
         budget = self.budget_ms(self.cycle) - self.omega_ms(self.cycle)
         grown, before = self._grown, self.active
-        try:
-            answer = self._solve(scores, budget, active=self.active)
-        except TargetError:
-            # Psi is above the floor but Psi - Omega is not: exchange as much as there is.
-            answer = self._solve(scores, self._lowest_budget(budget, scores), active=self.active)
+        # Where Psi is above the floor but Psi - Omega is not, as much is exchanged as there is.
+        floor = floor_ms(self.cost, scores, active=self.active, min_units=self._least())
+        budget = max(budget, floor)
+        answer = self._solve(scores, budget, active=self.active)
         self.scores = {name: values.copy() for name, values in scores.items()}
         self.active = self._of(answer)
         survived = _overlap(grown, self.active) / max(1, _count(grown)) if grown else None
         self._emit("prune", answer, budget, before=before, survival=survived)
         self.elastic.save_awake()
         self.elastic.resize(self.active)
-
-    def _lowest_budget(self, budget: float, scores: Mapping[str, np.ndarray]) -> float:
-        top = self.budget_ms(self.cycle)
-        for share in (0.25, 0.5, 0.75):
-            try:
-                lower = budget + share * (top - budget)
-                self._solve(scores, lower, active=self.active)
-            except TargetError:
-                continue
-            return lower
-        return top
 
     def _wake(self) -> None:
         self.elastic.save_awake()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import halp_iee
 from halp_iee import models
-from halp_iee.errors import TargetError
+from halp_iee.errors import TargetError, UsageError
 from halp_iee.graph import ChannelGraph, trace
 from halp_iee.latency import LatencyModel, LatencyTable
 from halp_iee.latency.profile import profile_with_result
@@ -141,7 +141,14 @@ def network(job: Job) -> Network:
     if job.data is not None:
         from halp_iee.train.data import load
 
-        data = load(job.data)  # the run's seed must not change what is learned and tested on
+        # The run's seed is not the data's: it must not change what is learned and tested on.
+        data = load(job.data, image_size=job.input_shape[-1] if job.input_shape else None)
+        if job.input_shape and tuple(job.input_shape) != data.input_shape:
+            raise UsageError(
+                f"the data {job.data} does not come in the shape {job.input_shape}",
+                f"its images are {data.input_shape}",
+                "leave --input-shape out, or give that shape",
+            )
     torch.manual_seed(job.seed)
     shape = job.input_shape or (data.input_shape if data else models.default_input_shape(job.model))
     if data is not None:

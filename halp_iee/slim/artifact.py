@@ -22,11 +22,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from halp_iee.errors import ArtifactError
-from halp_iee.graph.capture import first_line, named_tensors, skeleton
 from halp_iee.graph.keep import checked
 from halp_iee.graph.records import Keep
+from halp_iee.graph.sandbox import first_line, named_tensors, skeleton
 from halp_iee.slim.build import RECIPE, recipe_of
-from halp_iee.slim.surgery import put, resize_attributes
+from halp_iee.slim.surgery import put, replacing, resize_attributes
 
 if TYPE_CHECKING:
     from halp_iee.graph.graph import ChannelGraph
@@ -75,7 +75,9 @@ def save(
         recipe = recipe_of(graph, checked(keep, graph.groups))
     if recipe is None:
         raise ArtifactError(
-            what, "it is not known which units it keeps", "Save what graph.slim returned, or pass graph and keep"
+            what,
+            "it is not known which units it keeps",
+            "Save what graph.slim returned, or pass graph and keep",
         )
     document = {
         "format": FORMAT,
@@ -88,7 +90,9 @@ def save(
     try:
         text = json.dumps(document, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ArtifactError(what, f"its provenance is not JSON: {error}", "Pass plain numbers, strings and lists") from error
+        raise ArtifactError(
+            what, f"its provenance is not JSON: {error}", "Pass plain numbers, strings and lists"
+        ) from error
     tensors = {names[0]: t.detach().to("cpu").contiguous() for names, t in _distinct(named_tensors(small))}
     # safetensors refuses tensors that share memory without being one tensor.
     seen: set[int] = set()
@@ -104,7 +108,9 @@ def save(
         save_file(tensors, temporary, metadata={"halp_recipe": text})
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        raise ArtifactError(what, first_line(error), "Choose a folder that exists and can be written to") from error
+        raise ArtifactError(
+            what, first_line(error), "Choose a folder that exists and can be written to"
+        ) from error
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):
@@ -142,7 +148,9 @@ def _read(path: Path, *, with_tensors: bool) -> tuple[dict[str, Any], dict[str, 
         raise ArtifactError(what, "its recipe is of another format", remedy)
     if recipe.get("version") != VERSION:
         raise ArtifactError(
-            what, f"its format is version {recipe.get('version')!r}, this library reads {VERSION}", "Update halp-iee"
+            what,
+            f"its format is version {recipe.get('version')!r}, this library reads {VERSION}",
+            "Update halp-iee",
         )
     if not isinstance(recipe.get("keep"), dict) or not isinstance(recipe.get("groups"), dict):
         raise ArtifactError(what, "its recipe does not say what is kept", remedy)
@@ -168,7 +176,9 @@ def load(path: str | os.PathLike[str], model: nn.Module | Callable[[], nn.Module
     else:
         small = model()
         if not isinstance(small, nn.Module):
-            raise ArtifactError(what, f"the builder returned a {type(small).__name__}", "Return a torch.nn.Module")
+            raise ArtifactError(
+                what, f"the builder returned a {type(small).__name__}", "Return a torch.nn.Module"
+            )
     dense = skeleton(small)
     own = named_tensors(small)
     groups = _distinct(own)
@@ -186,7 +196,9 @@ def load(path: str | os.PathLike[str], model: nn.Module | Callable[[], nn.Module
         )
         if not fits:
             raise ArtifactError(
-                what, f"{name} has shape {tuple(value.shape)}, the network's is {tuple(current.shape)}", remedy
+                what,
+                f"{name} has shape {tuple(value.shape)}, the network's is {tuple(current.shape)}",
+                remedy,
             )
         if value.is_floating_point() != current.is_floating_point():
             raise ArtifactError(what, f"{name} holds {value.dtype}, the network's {current.dtype}", remedy)
@@ -196,11 +208,10 @@ def load(path: str | os.PathLike[str], model: nn.Module | Callable[[], nn.Module
         raise ArtifactError(what, f"the network has no tensor {extra[0]}", remedy)
     for names, current, value in chosen:
         value = value.to(current.device)
-        replacement = nn.Parameter(value, requires_grad=current.requires_grad) if isinstance(current, nn.Parameter) else value  # fmt: skip
+        replacement = replacing(current, value)
         for one in names:
             put(small, one, replacement)
             shapes[one] = tuple(value.shape)
     resize_attributes(small, dense, shapes)
     small.__dict__[RECIPE] = {key: recipe[key] for key in ("keep", "groups", "earlier") if key in recipe}
     return small
-

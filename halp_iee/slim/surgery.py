@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from halp_iee.errors import GraphError
+from halp_iee.graph.sandbox import named_tensors
 
 if TYPE_CHECKING:
     from halp_iee.graph.graph import ChannelGraph
@@ -122,6 +123,15 @@ def narrow(tensor: Tensor, positions: tuple[np.ndarray | None, ...]) -> Tensor:
     return tensor
 
 
+def replacing(current: Tensor, value: Tensor) -> Tensor:
+    """`value` as the kind of thing that `current` is: a parameter that trains or not, or a plain tensor."""
+    return (
+        nn.Parameter(value, requires_grad=current.requires_grad)
+        if isinstance(current, nn.Parameter)
+        else value
+    )
+
+
 def put(module: nn.Module, name: str, tensor: Tensor) -> None:
     """Replace one parameter or buffer of a module by qualified name, as the same kind of thing."""
     owner_name, _, leaf = name.rpartition(".")
@@ -146,7 +156,7 @@ def slim_(
         GraphError: `keep` is not valid, or a tensor is missing or of neither size.
     """
     positions = graph.positions(keep)
-    own = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers(remove_duplicate=False))}
+    own = named_tensors(module)
     shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
     made: dict[tuple[str, ...], Tensor] = {}
     for names in graph.shared_names:
@@ -156,7 +166,11 @@ def slim_(
         kept = positions[names[0]]
         want = tuple(size if one is None else len(one) for size, one in zip(full, kept, strict=True))
         if names[0] not in own:
-            raise GraphError("The network cannot be resized", f"it has no tensor {names[0]}", "Pass a module of the traced network's class")  # fmt: skip
+            raise GraphError(
+                "The network cannot be resized",
+                f"it has no tensor {names[0]}",
+                "Pass a module of the traced network's class",
+            )
         current = own[names[0]]
         source = current if tensors is None else next((tensors[n] for n in names if n in tensors), current)
         if tuple(source.shape) == full:
@@ -175,7 +189,7 @@ def slim_(
         made[names] = value
     for names, value in made.items():
         current = own[names[0]]
-        replacement = nn.Parameter(value, requires_grad=current.requires_grad) if isinstance(current, nn.Parameter) else value  # fmt: skip
+        replacement = replacing(current, value)
         for name in names:
             put(module, name, replacement)
             shapes[name] = tuple(value.shape)

@@ -78,7 +78,7 @@ def solve(
     )  # fmt: skip
     answer = to_answer(problem, cost, solved, solver, time.perf_counter() - start)
     verify(
-        answer, cost, importance, active=active, standing=standing,
+        answer, cost, decided_scores(problem, importance), active=active, standing=standing,
         within_budget=not (as_published and solver == "halp"),
     )  # fmt: skip
     return answer
@@ -139,6 +139,11 @@ def floor_ms(
         min_units=min_units, max_units=max_units, steps=steps,
     )  # fmt: skip
     return find_floor(problem).reached_ms
+
+
+def decided_scores(problem: Problem, importance: Mapping[str, Any]) -> dict[str, Any]:
+    """The scores of the groups that were decided: those of frozen groups do not count."""
+    return {group.name: importance[group.name] for group in problem.groups}
 
 
 def to_answer(problem: Problem, cost: Any, solved: Solved, solver: str, seconds: float) -> Answer:

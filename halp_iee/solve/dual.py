@@ -21,10 +21,12 @@ _ITERATIONS = 50
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """One minimiser over cells: its cells, value and latency (optimistic where cells are wide)."""
+    """One minimiser over cells: its cells, the best grid index in each (sums included), its value and latency
+    (optimistic where cells are wide)."""
 
     price: float
     cells: np.ndarray
+    points: np.ndarray
     value: float
     latency_ms: float
 
@@ -49,26 +51,34 @@ class Oracle:
         self.cells = cells
         scopes = cells.network.scopes
         self._pairs = [scope for scope in scopes if len(scope) == 2]
-        self._singles = [cells.latencies.get((v,), np.zeros(size)) for v, size in enumerate(cells.sizes)]
         self.elimination = Elimination(cells, scopes, order, cap)
 
     def tables(self, price: float) -> list[np.ndarray]:
         """The tables whose sum is to be minimised; price inf means latency alone."""
-        if math.isinf(price):
-            return self._singles + [self.cells.latencies[scope] for scope in self._pairs]
-        singles = [
-            price * table - value for table, value in zip(self._singles, self.cells.values, strict=True)
-        ]
-        return singles + [price * self.cells.latencies[scope] for scope in self._pairs]
+        alone = []
+        for v, start in enumerate(self.cells.starts):
+            table = self._alone(v, price)
+            alone.append(np.minimum.reduceat(table, start) if len(start) < len(table) else table)
+        pairs = [self.cells.together_ms[scope] for scope in self._pairs]
+        return alone + (pairs if math.isinf(price) else [price * table for table in pairs])
+
+    def _alone(self, v: int, price: float) -> np.ndarray:
+        alone_ms = self.cells.alone_ms[v]
+        return alone_ms if math.isinf(price) else price * alone_ms - self.cells.network.variables[v].values
 
     def choose(self, price: float) -> tuple[float, Choice]:
         """The least sum, without ``constant_ms``, and a choice that reaches it."""
         least, cells = self.elimination.minimise(self.tables(price))
-        value = float(sum(values[i] for values, i in zip(self.cells.values, cells, strict=True)))
-        latency = self.cells.network.constant_ms + sum(
-            float(table[tuple(cells[v] for v in scope)]) for scope, table in self.cells.latencies.items()
-        )
-        return least, Choice(price, cells, value, latency)
+        points = np.zeros(len(cells), dtype=np.int64)
+        value, latency_ms = 0.0, self.cells.network.constant_ms
+        for v, cell in enumerate(cells):
+            first, stop = self.cells.starts[v][cell], self.cells.last(v)[cell] + 1
+            points[v] = first + int(np.argmin(self._alone(v, price)[first:stop]))
+            value += float(self.cells.network.variables[v].values[points[v]])
+            latency_ms += float(self.cells.alone_ms[v][points[v]])
+        for scope, table in self.cells.together_ms.items():
+            latency_ms += float(table[tuple(cells[v] for v in scope)])
+        return least, Choice(price, cells, points, value, latency_ms)
 
     def reach(self, price: float, budget_ms: float) -> list[np.ndarray]:
         """Per variable and cell, a bound on the importance of any widths within the budget that use it."""
@@ -80,23 +90,13 @@ class Oracle:
         marginals = self.elimination.marginals(self.tables(math.inf))
         return [self.cells.network.constant_ms + least for least in marginals]
 
-    def points(self, choice: Choice) -> np.ndarray:
-        """Grid indices of the groups at the last width of each chosen cell."""
-        count = len(self.cells.network.problem.groups)
-        return np.array([self.cells.last(g)[choice.cells[g]] for g in range(count)], dtype=np.int64)
-
-    def first_points(self, choice: Choice) -> np.ndarray:
-        """The same at the first width of each cell."""
-        count = len(self.cells.network.problem.groups)
-        return np.array([self.cells.starts[g][choice.cells[g]] for g in range(count)], dtype=np.int64)
-
 
 def minimise_dual(oracle: Oracle, budget_ms: float) -> DualResult:
     """Find the price at which D is least."""
     constant_ms = oracle.cells.network.constant_ms
     least, cheap = oracle.choose(math.inf)
     least_ms = constant_ms + least
-    top = float(sum(values[-1] for values in oracle.cells.values))
+    top = float(sum(variable.values[-1] for variable in oracle.cells.network.variables))
     if least_ms > budget_ms:
         return DualResult(-math.inf, math.inf, (cheap,), least_ms)
 

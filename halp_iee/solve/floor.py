@@ -35,13 +35,14 @@ def find_floor(problem: Problem) -> Floor:
     best, best_ms = None, math.inf
     proved_ms = -math.inf
     for _ in range(_ROUNDS):
-        oracle = coarse_oracle(network)
+        oracle = coarse_oracle(network, near=None if best is None else search.widths(best))
         least, choice = oracle.choose(math.inf)
         # What was ruled out costs at least best_ms.
         proved_ms = max(proved_ms, min(network.constant_ms + least, best_ms))
-        for cells in (oracle.points(choice), oracle.first_points(choice)):
-            grids = [variable.grid for variable in network.variables]
-            start = np.array([np.searchsorted(search.grids[g], grids[g][i]) for g, i in enumerate(cells)])
+        grids = [variable.grid for variable in network.variables]
+        firsts = oracle.cells.starts
+        for indices in (choice.points, [firsts[v][cell] for v, cell in enumerate(choice.cells)]):
+            start = search.indices([grids[g][indices[g]] for g in range(search.count)])
             point = search.polish(start, math.inf)
             latency_ms = search.latency_ms(point)
             if latency_ms < best_ms:

@@ -11,7 +11,7 @@ import numpy as np
 
 from halp_iee.errors import UsageError
 from halp_iee.solve.answer import Answer
-from halp_iee.solve.api import solve_problem, to_answer
+from halp_iee.solve.api import decided_scores, solve_problem, to_answer
 from halp_iee.solve.build import Limit, build, check_budget
 from halp_iee.solve.floor import find_floor
 from halp_iee.solve.joint import coarse_oracle
@@ -67,6 +67,6 @@ def frontier(
         solved = solve_problem(stated, "joint", tolerance=tolerance, root=root, start=widths)
         widths = solved.widths
         answer = to_answer(stated, cost, solved, "joint", time.perf_counter() - start)
-        verify(answer, cost, importance, active=active, standing=standing)
+        verify(answer, cost, decided_scores(problem, importance), active=active, standing=standing)
         answers.append(answer)
     return answers

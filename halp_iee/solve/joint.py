@@ -30,8 +30,8 @@ _PASS_WORK = 3_000_000
 """Table entries of one pass of the elimination: about 15 ms."""
 _TOTAL_WORK = 200_000_000
 """Table entries after which no further node is opened: about a second."""
-_NODE_WORK = 500_000
-"""What a node costs besides its passes, in the same measure."""
+_NODE_WORK = 50_000
+"""What a node costs besides its passes, a variable, in the same measure."""
 _ENUMERATE = 100_000
 """Combinations that are tried one by one."""
 _EPSILON = 1e-10
@@ -47,8 +47,8 @@ class Solved:
     bound: float
 
 
-def coarse_oracle(network: Network, work: int = _PASS_WORK) -> Oracle:
-    """The finest cells with which one pass stays within ``work``.
+def coarse_oracle(network: Network, work: int = _PASS_WORK, near: np.ndarray | None = None) -> Oracle:
+    """The finest cells with which one pass stays within ``work``, tight around the widths ``near``.
 
     Variables in sums are coarsened last: the sum of two intervals is wider than either, so wide cells
     lose more there.
@@ -68,17 +68,29 @@ def coarse_oracle(network: Network, work: int = _PASS_WORK) -> Oracle:
     def starts(tied_most: int, most: int) -> tuple[np.ndarray, ...]:
         return tuple(starts_of(v, tied_most if v in tied else most) for v in range(len(sizes)))
 
+    reference = None
+    if near is not None:
+        reference = np.array(
+            [
+                min(
+                    int(np.searchsorted(v.grid, sum(per * int(near[g]) for g, per in v.members))),
+                    len(v.grid) - 1,
+                )
+                for v in network.variables
+            ]
+        )
+
     def fits(cut_at: tuple[np.ndarray, ...]) -> bool:
         return order.work([len(start) for start in cut_at]) <= work
 
     for tied_most in levels if tied else levels[:1]:
         for most in levels:
             if fits(starts(tied_most, most)):
-                return Oracle(cut(network, starts(tied_most, most)), order, cap=work)
+                return Oracle(cut(network, starts(tied_most, most), reference), order, cap=work)
             if tied_most != levels[-1] and tied and most <= 16:
                 break
     # Too wide even so: keep moderate cells and minimise in parts.
-    return Oracle(cut(network, starts(64, 64)), order, cap=work // 8)
+    return Oracle(cut(network, starts(64, 64), reference), order, cap=work // 8)
 
 
 def bound_importance(problem: Problem) -> float:
@@ -153,13 +165,15 @@ class _Branch:
         return self.value * (1.0 + _EPSILON) if self.point is not None else -math.inf
 
     def _open(self, network: Network, above: float, tolerance: float) -> list[tuple[float, Network]]:
-        oracle = self.root if network is self.search.network else coarse_oracle(network)
+        near = None if self.point is None else self.search.widths(self.point)
+        oracle = self.root if network is self.search.network else coarse_oracle(network, near=near)
         result = minimise_dual(oracle, self.problem.ceiling_ms)
-        self.work += oracle.elimination.work * (len(result.path) + 2) + _NODE_WORK
+        self.work += oracle.elimination.work * (len(result.path) + 2)
+        self.work += _NODE_WORK * len(network.variables)
         bound = min(above, result.bound)
         if bound <= self._threshold:
             return []
-        self._try_path(oracle, result, last=2 if self.point is not None else 4)
+        self._try_path(oracle, result, last=1 if self.point is not None else 3)
         if self._within(bound, tolerance):
             return [(bound, network)]
         child = self._rule_out(oracle, result)
@@ -179,21 +193,18 @@ class _Branch:
         network = oracle.cells.network
         seen = set()
         for choice in result.path[: -last - 1 : -1]:
-            points = oracle.points(choice)
-            raw = self._indices(np.array([network.variables[g].grid[i] for g, i in enumerate(points)]))
-            for point in (self.search.polish(raw, choice.price), raw)[: last - 1]:
+            raw = self.search.indices(
+                [network.variables[g].grid[choice.points[g]] for g in range(self.search.count)]
+            )
+            for point in (self.search.polish(raw, choice.price), raw)[:last]:
                 if point.tobytes() not in seen:
                     seen.add(point.tobytes())
                     self._offer(self.search.improve(point))
 
     def offer_widths(self, widths: np.ndarray | None) -> None:
-        if widths is not None:
-            self._offer(self.search.improve(self._indices(widths)))
-
-    def _indices(self, widths: np.ndarray) -> np.ndarray:
-        return np.array(
-            [np.searchsorted(grid, k) for grid, k in zip(self.search.grids, widths, strict=False)]
-        )
+        """Take these widths as the answer where the budget holds them and they are better."""
+        if widths is not None and self.problem.first_within(widths[None, :]) is not None:
+            self._offer((self.search.indices(widths), self.problem.value(widths)))
 
     def _offer(self, found: tuple[np.ndarray, float] | None) -> None:
         if found is not None and found[1] > self.value:
@@ -235,7 +246,7 @@ class _Branch:
             first = self.problem.first_within(combinations[part])
             if first is not None:
                 best = combinations[part[first]]
-                point = self._indices(best)
+                point = self.search.indices(best)
                 self._offer((point, self.search.value(point)))
                 return
 
@@ -245,8 +256,7 @@ def _split(network: Network, oracle: Oracle, result: DualResult) -> list[Network
     count = len(network.problem.groups)
     coarse = oracle.cells.network
     sides = [
-        [coarse.variables[g].grid[i] for g, i in enumerate(oracle.points(choice))]
-        for choice in result.path[-2:]
+        [coarse.variables[g].grid[choice.points[g]] for g in range(count)] for choice in result.path[-2:]
     ]
     apart = np.abs(np.array(sides[0]) - np.array(sides[-1])) / [
         coarse.variables[g].grid[-1] for g in range(count)

@@ -5,9 +5,8 @@ A layer costs T(c_in, c_out), so it couples two widths. Where an axis is the sum
 sums that contain one another share their parts, so the prefix sums of a DenseNet form a chain and the
 graph stays narrow.
 
-For large widths the variables are coarsened to *cells*, runs of neighbouring widths. A cell has the
-largest value and the least latency of anything in it, so every optimum over cells bounds the exact
-one from the right side.
+For large widths the variables are coarsened to *cells*, runs of neighbouring widths. A cell stands for
+the best that anything in it can do, so every optimum over cells bounds the exact one from the right side.
 """
 
 from __future__ import annotations
@@ -150,14 +149,14 @@ class Cells:
 
     Attributes:
         starts: per variable, index into its grid at which each cell begins; the first is 0.
-        values: per variable, the most importance in each cell (0 for sums).
-        latencies: scope -> the least latency in each box of cells, ms.
+        alone_ms: per variable, what its own width costs, on the full grid.
+        together_ms: pair of variables -> the least of what the pair costs beyond that, a box of cells.
     """
 
     network: Network
     starts: tuple[np.ndarray, ...]
-    values: tuple[np.ndarray, ...]
-    latencies: dict[tuple[int, ...], np.ndarray]
+    alone_ms: tuple[np.ndarray, ...]
+    together_ms: dict[tuple[int, ...], np.ndarray]
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -188,21 +187,34 @@ class Cells:
         return per * grid[self.starts[variable]], per * grid[self.last(variable)]
 
 
-def cut(network: Network, starts: tuple[np.ndarray, ...]) -> Cells:
-    """Cells that begin at the given indices of each variable's grid."""
-    values = []
-    for start, variable in zip(starts, network.variables, strict=True):
-        # Values never fall along a grid, so a cell's last is its largest.
-        values.append(variable.values[np.append(start[1:], len(variable.grid)) - 1])
-    latencies = {}
+def cut(network: Network, starts: tuple[np.ndarray, ...], reference: np.ndarray | None = None) -> Cells:
+    """Cells that begin at the given indices of each variable's grid.
+
+    The least latency of a box is far below that of its corner where the table is steep. So each pair's table
+    is first split around ``reference`` (r, s), a choice of grid indices,
+
+        T(i, j) = T(i, s) + T(r, j) - T(r, s) + cross(i, j),
+
+    which changes no sum. The first three depend on one width, where a cell is resolved exactly, and the rest
+    vanishes near the reference. By default it is the largest widths.
+    """
+    alone = [np.zeros(len(variable.grid)) for variable in network.variables]
+    together = {}
     for scope, table in network.latencies.items():
+        if len(scope) == 1:
+            alone[scope[0]] = alone[scope[0]] + table
+            continue
         least = table
-        for axis, variable_index in enumerate(scope):
-            start = starts[variable_index]
-            if len(start) < least.shape[axis]:
-                least = np.minimum.reduceat(least, start, axis=axis)
-        latencies[scope] = least
-    return Cells(network, starts, tuple(values), latencies)
+        if any(len(starts[v]) < len(network.variables[v].grid) for v in scope):
+            r, s = (-1, -1) if reference is None else (int(reference[v]) for v in scope)
+            alone[scope[0]] = alone[scope[0]] + table[:, s]
+            alone[scope[1]] = alone[scope[1]] + (table[r, :] - table[r, s])
+            least = table - table[:, s, None] - (table[r, :] - table[r, s])
+        for axis, v in enumerate(scope):
+            if len(starts[v]) < least.shape[axis]:
+                least = np.minimum.reduceat(least, starts[v], axis=axis)
+        together[scope] = least
+    return Cells(network, starts, tuple(alone), together)
 
 
 def restrict(network: Network, kept: list[np.ndarray]) -> Network:

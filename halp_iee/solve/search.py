@@ -6,6 +6,8 @@ could take instead is read off the tables in one go, so a sweep over all groups 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 
 from halp_iee.solve.network import Network
@@ -51,13 +53,20 @@ class Search:
         return self._lookup[self._offsets + channels - self._first]
 
     def latency_ms(self, point: np.ndarray) -> float:
-        full = self.all_variables(point)
+        return self.latency_at(self.all_variables(point))
+
+    def latency_at(self, full: np.ndarray) -> float:
+        """The same for grid indices of every variable."""
         return self.network.constant_ms + sum(
             float(table[tuple(full[v] for v in scope)]) for scope, table in self.network.latencies.items()
         )
 
     def value(self, point: np.ndarray) -> float:
         return float(sum(values[i] for values, i in zip(self.values, point, strict=True)))
+
+    def indices(self, widths: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Grid indices of admissible widths, one a group."""
+        return np.array([np.searchsorted(grid, k) for grid, k in zip(self.grids, widths, strict=False)])
 
     def widths(self, point: np.ndarray) -> np.ndarray:
         return np.array([grid[i] for grid, i in zip(self.grids, point, strict=False)], dtype=np.int64)
@@ -113,76 +122,110 @@ class Search:
 
 
 class _Climb:
-    """One climb: the point, its latency, and each group's row, kept up to date."""
+    """One climb: the point, its latency, and each group's row.
+
+    A move changes the rows of all groups that share a layer with it. They are marked stale and read again only
+    when they would be used, since an old row is a good guess of which group to look at next.
+    """
 
     def __init__(self, search: Search, point: np.ndarray) -> None:
         self.search = search
-        self.point = point.copy()
-        self._refresh(set(range(search.count)))
+        self.rows: dict[int, np.ndarray] = {}
+        self.gains: dict[int, np.ndarray] = {}
+        self.stale: set[int] = set()
+        self._set(point)
+        for g in range(search.count):
+            self._read(g)
 
-    def _refresh(self, stale: set[int]) -> None:
-        if not hasattr(self, "rows"):
-            self.rows: dict[int, np.ndarray] = {}
-            self.gains: dict[int, np.ndarray] = {}
-        self.full = self.search.all_variables(self.point)
-        self.latency_ms = self.search.latency_ms(self.point)
-        for g in stale:
-            self.rows[g] = self.search.row(self.full, g)
-            self.gains[g] = self.search.values[g] - self.search.values[g][self.point[g]]
+    def _set(self, point: np.ndarray) -> None:
+        self.point = point
+        self.full = self.search.all_variables(point)
+        self.latency_ms = self.search.latency_at(self.full)
 
-    def _move(self, g: int, index: int) -> None:
-        self.point[g] = index
-        self._refresh(self.search.neighbours[g] | {g})
+    def _read(self, g: int) -> None:
+        self.stale.discard(g)
+        self.rows[g] = self.search.row(self.full, g)
+        self.gains[g] = self.search.values[g] - self.search.values[g][self.point[g]]
+
+    def _moved(self, *moves: tuple[int, int]) -> np.ndarray:
+        point = self.point.copy()
+        for g, index in moves:
+            point[g] = index
+        return point
+
+    def _move(self, *moves: tuple[int, int]) -> None:
+        self._set(self._moved(*moves))
+        for g, _ in moves:
+            self.stale |= self.search.neighbours[g]
+        for g, _ in moves:
+            self._read(g)
 
     @property
     def slack_ms(self) -> float:
         return self.search.allowance_ms - self.latency_ms
 
+    def _best(self, rate: Callable[[int], tuple[float, int] | None]) -> tuple[int, int] | None:
+        """The (group, index) with the highest rate, read afresh; None when no group offers a move."""
+        offers = {g: rate(g) for g in self.rows}
+        while True:
+            open_ = [(offer[0], -g) for g, offer in offers.items() if offer is not None]
+            if not open_:
+                if not self.stale:
+                    return None
+                for g in sorted(self.stale):
+                    self._read(g)
+                    offers[g] = rate(g)
+                continue
+            g = -max(open_)[1]
+            if g not in self.stale:
+                offer = offers[g]
+                assert offer is not None
+                return g, offer[1]
+            self._read(g)
+            offers[g] = rate(g)
+
     def repair(self) -> bool:
         """Give up importance, the cheapest a millisecond first, until the budget holds."""
+
+        def rate(g: int) -> tuple[float, int] | None:
+            saving = np.flatnonzero(self.rows[g] < 0.0)
+            if not len(saving):
+                return None
+            # Savings beyond what is missing are worth nothing.
+            loss = -self.gains[g][saving] / np.minimum(-self.rows[g][saving], -self.slack_ms)
+            pick = int(np.argmin(loss))
+            return -float(loss[pick]), int(saving[pick])
+
         while self.slack_ms < 0.0:
-            best: tuple[float, float, int, int] | None = None
-            for g, row in self.rows.items():
-                saving = np.flatnonzero(row < 0.0)
-                if not len(saving):
-                    continue
-                loss = -self.gains[g][saving]
-                enough = -row[saving] >= -self.slack_ms
-                # Savings beyond what is missing are worth nothing.
-                rate = loss / np.minimum(-row[saving], -self.slack_ms)
-                pick = int(np.argmin(rate))
-                key = (float(rate[pick]), float(not enough[pick]), g, int(saving[pick]))
-                best = key if best is None or key < best else best
-            if best is None:
+            before, move = self.latency_ms, self._best(rate)
+            if move is None:
                 return False
-            before = self.latency_ms
-            self._move(best[2], best[3])
+            self._move(move)
             if self.latency_ms >= before:
                 return False
         return True
 
     def fill(self) -> None:
         """Take what still fits, the most importance a millisecond first."""
-        while True:
-            best: tuple[float, int, int] | None = None
-            for g, row in self.rows.items():
-                fits = np.flatnonzero((self.gains[g] > 0.0) & (row <= self.slack_ms))
-                if not len(fits):
-                    continue
-                rate = self.gains[g][fits] / np.maximum(row[fits], 1e-9 * self.search.allowance_ms)
-                pick = int(np.argmax(rate))
-                key = (float(rate[pick]), -g, int(fits[pick]))
-                best = key if best is None or key > best else best
-            if best is None:
-                return
-            self._move(-best[1], best[2])
-            if self.slack_ms < 0.0:  # rounding only
-                self.repair()
-                return
+
+        def rate(g: int) -> tuple[float, int] | None:
+            fits = np.flatnonzero((self.gains[g] > 0.0) & (self.rows[g] <= self.slack_ms))
+            if not len(fits):
+                return None
+            rates = self.gains[g][fits] / np.maximum(self.rows[g][fits], 1e-9 * self.search.allowance_ms)
+            pick = int(np.argmax(rates))
+            return float(rates[pick]), int(fits[pick])
+
+        while (move := self._best(rate)) is not None:
+            if self.search.latency_ms(self._moved(move)) > self.search.allowance_ms:
+                return  # rounding only
+            self._move(move)
 
     def swap(self) -> bool:
         """Change two groups that share no layer so that importance rises and the budget holds."""
         improved = False
+        for g in sorted(self.stale):
+            self._read(g)
         fronts = {g: self._front(g) for g in self.rows}
         for g in range(self.search.count):
             for h in range(g + 1, self.search.count):
@@ -195,17 +238,16 @@ class _Climb:
                 pick = int(np.argmax(gain))
                 if gain[pick] <= 1e-12 * max(1e-300, abs(first[1][pick])):
                     continue
-                before = self.point.copy(), self.latency_ms
-                value = self.search.value(self.point)
-                self._move(g, int(first[2][pick]))
-                self._move(h, int(second[2][reach[pick]]))
-                if self.slack_ms < 0.0 or self.search.value(self.point) <= value:
-                    self.point = before[0]
-                    self._refresh(self.search.neighbours[g] | self.search.neighbours[h] | {g, h})
+                moves = ((g, int(first[2][pick])), (h, int(second[2][reach[pick]])))
+                after = self._moved(*moves)
+                if self.search.latency_ms(after) > self.search.allowance_ms:
                     continue
+                if self.search.value(after) <= self.search.value(self.point):
+                    continue
+                self._move(*moves)
                 improved = True
-                for changed in self.search.neighbours[g] | self.search.neighbours[h] | {g, h}:
-                    fronts[changed] = self._front(changed)
+                # The others' fronts are now guesses; every swap is checked before it is made.
+                fronts[g], fronts[h] = self._front(g), self._front(h)
         return improved
 
     def _front(self, g: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

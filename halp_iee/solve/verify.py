@@ -31,6 +31,7 @@ def verify(
     latency, value, gap and bound are what the units kept say; the budget holds.
 
     Args:
+        importance: the scores of the groups that were decided.
         within_budget: False for the published one shot, which may miss the budget.
 
     Raises:

@@ -14,19 +14,9 @@ from halp_profiler.datasheet import DATASHEETS, Datasheet
 from halp_profiler.errors import DeviceError, UsageError
 
 _NOISE_WORDS = (
-    "nvidia",
-    "geforce",
-    "jetson",
-    "agx",
-    "sxm2",
-    "sxm4",
-    "sxm5",
-    "sxm",
-    "pcie",
-    "80gb",
-    "64gb",
-    "40gb",
-)
+    "nvidia", "geforce", "tesla", "jetson", "agx", "sxm", "sxm2", "sxm4", "sxm5", "pcie", "nvl", "hbm3",
+    "16gb", "32gb", "40gb", "64gb", "80gb",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 
 from halp_profiler import table as tables
 from halp_profiler.backends.base import Backend, Request
-from halp_profiler.errors import UsageError
+from halp_profiler.errors import DeviceError, UsageError
 from halp_profiler.kernel import Kernel, KernelRange
 from halp_profiler.steps import Steps
 from halp_profiler.surface import HELD_OUT, Surface
@@ -98,7 +98,7 @@ def run(
     Raises:
         UsageError: an unknown mode, an impossible error or budget.
         TableError: the file is broken, of another device, or cannot be written.
-        DeviceError: the device or its runtime failed.
+        DeviceError: the device runs none of the kernels; those that it does not run are in the result.
     """
     if mode not in MODES:
         raise UsageError("The sweep cannot start", f"mode is {mode!r}", f"Use one of {', '.join(MODES)}")
@@ -118,6 +118,7 @@ def run(
             Path(path), 0, len(known.points), _number(done, "held_out_error"), _number(done, "worst_held_out_error"),
             refused, bool(done.get("complete")), time.monotonic() - log.start,
         )  # fmt: skip
+    wanted = _that_run(log, wanted, refused)
     if mode == "exhaustive":
         complete = log.measure([q for r in wanted for q in _exhaustive(r)], must=True)
     else:
@@ -132,6 +133,28 @@ def run(
     )
     log.report(0)
     return result
+
+
+def _that_run(log: _Log, ranges: Sequence[KernelRange], refused: dict[str, str]) -> list[KernelRange]:
+    """The kernels that the device really runs, each tried at its full width; the others go to ``refused``.
+
+    Raises:
+        DeviceError: it runs none of them.
+    """
+    run: list[KernelRange] = []
+    last: DeviceError | None = None
+    for r in ranges:
+        try:
+            log.measure(
+                _crossing(r.kernel, [r.c_in[1] // r.kernel.quantum * r.kernel.quantum], [r.c_out[1]]),
+                must=True,
+            )
+            run.append(r)
+        except DeviceError as e:
+            refused[r.kernel.key], last = e.why, e
+    if ranges and not run and last is not None:
+        raise last
+    return run
 
 
 def _digest(ranges: Sequence[KernelRange]) -> str:

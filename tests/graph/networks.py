@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 
 def conv(i: int, o: int, k: int = 3, **more: Any) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(i, o, k, padding=k // 2, bias=False, **more), nn.BatchNorm2d(o), nn.ReLU(True))
+    return nn.Sequential(
+        nn.Conv2d(i, o, k, padding=k // 2, bias=False, **more), nn.BatchNorm2d(o), nn.ReLU(True)
+    )
 
 
 class Net(nn.Module):
@@ -38,7 +40,7 @@ class Residual(Net):
 
     def body(self, x: Tensor) -> Tensor:
         x = x + self.b(self.a(x))
-        return self.c(x).add_(self.short(x))
+        return self.short(x).add_(self.c(x))
 
 
 class Concatenated(Net):
@@ -213,7 +215,10 @@ class DictOutput(Net):
 class Transposed(Net):
     def __init__(self) -> None:
         super().__init__(8, 8)
-        self.up, self.groups = nn.ConvTranspose2d(8, 12, 2, stride=2), nn.ConvTranspose2d(12, 8, 2, stride=2, groups=4)
+        self.up, self.groups = (
+            nn.ConvTranspose2d(8, 12, 2, stride=2),
+            nn.ConvTranspose2d(12, 8, 2, stride=2, groups=4),
+        )
 
     def body(self, x: Tensor) -> Tensor:
         return self.groups(F.relu(self.up(x)))
@@ -271,7 +276,9 @@ class LibraryAttention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.TransformerEncoder(
-            nn.TransformerEncoderLayer(16, 4, 24, batch_first=True, dropout=0.0), 2, enable_nested_tensor=False
+            nn.TransformerEncoderLayer(16, 4, 24, batch_first=True, dropout=0.0),
+            2,
+            enable_nested_tensor=False,
         )
         self.head = nn.Linear(16, 3)
 
@@ -463,6 +470,88 @@ class WeightNormed(Net):
         return self.b(F.relu(self.a(x)))
 
 
+class CrossStage(Net):
+    """Halves that go on as a growing list and are concatenated; a pyramid of poolings."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 24)
+        self.first, self.last = conv(8, 12, 1), conv(24, 8, 1)
+        self.steps = nn.ModuleList([conv(6, 6), conv(6, 6)])
+
+    def body(self, x: Tensor) -> Tensor:
+        parts = list(self.first(x).chunk(2, 1))
+        parts.extend(step(parts[-1]) for step in self.steps)
+        parts = [self.last(torch.cat(parts, 1))]
+        parts.extend(F.max_pool2d(parts[-1], 3, 1, 1) for _ in range(2))
+        return torch.cat(parts, 1)
+
+
+class UpAndDown(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.low, self.up, self.last = conv(8, 12), nn.ConvTranspose2d(12, 6, 2, stride=2), conv(14, 8)
+
+    def body(self, x: Tensor) -> Tensor:
+        y = F.interpolate(self.up(self.low(F.max_pool2d(x, 2))), size=x.shape[-2:])
+        return self.last(torch.cat([x, y], 1))
+
+
+class GroupedQuery(nn.Module):
+    """A decoder layer: RMS norm, rotated positions, fewer key heads than query heads, a gated feed-forward."""
+
+    inputs = staticmethod(lambda: torch.randint(0, 30, (2, 6)))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.one, self.two = nn.Embedding(30, 16), nn.RMSNorm(16), nn.RMSNorm(16)
+        self.q, self.k, self.v, self.o = (
+            nn.Linear(16, 16),
+            nn.Linear(16, 8),
+            nn.Linear(16, 8),
+            nn.Linear(16, 16),
+        )
+        self.gate, self.up, self.down = nn.Linear(16, 24), nn.Linear(16, 24), nn.Linear(24, 16)
+        self.head = nn.Linear(16, 30)
+        self.register_buffer("cosine", torch.randn(6, 4))
+        self.register_buffer("sine", torch.randn(6, 4))
+
+    def rotate(self, x: Tensor) -> Tensor:
+        half = x.shape[-1] // 2
+        return x * self.cosine + torch.cat([-x[..., half:], x[..., :half]], -1) * self.sine
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        y = self.one(x)
+        b, n, _ = y.shape
+        q, k, v = (p(y).view(b, n, -1, 4).transpose(1, 2) for p in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(self.rotate(q), self.rotate(k), v, is_causal=True, enable_gqa=True)
+        x = x + self.o(y.transpose(1, 2).reshape(b, n, -1))
+        y = self.two(x)
+        return self.head(x + self.down(F.silu(self.gate(y)) * self.up(y)))
+
+
+class RoutedExperts(nn.Module):
+    """Experts that run only on the examples that are sent to them."""
+
+    inputs = staticmethod(lambda: torch.randn(6, 5))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.route, self.head = nn.Linear(5, 8), nn.Linear(8, 3), nn.Linear(8, 3)
+        self.experts = nn.ModuleList(
+            [nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 8)) for _ in range(3)]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        weights, chosen = self.route(x).softmax(-1).topk(2)
+        out = torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            rows, ranks = (chosen == number).nonzero(as_tuple=True)
+            out = out.index_add(0, rows, expert(x[rows]) * weights[rows, ranks, None])
+        return self.head(out)
+
+
 class TrainingHead(Net):
     """A head that runs only in training."""
 
@@ -481,7 +570,8 @@ NETWORKS: tuple[type[nn.Module], ...] = (
     HalfBySlice, FirstChannels, Flattened, SharedTwice, Functional, HardCodedView, SeveralInputs, DictOutput,
     Transposed, Parametric, WrittenAttention, FixedHeadSize, LibraryAttention, OneOutput, DataDependent, GroupNormed,
     LayerNormed, ChannelAttention, Shifted, PaddedShortcut, PixelShuffled, ScaledByWidth, Normalised,
-    UnknownOperation, Recurrent, Volumes, Tokens, WeightNormed, TrainingHead,
+    UnknownOperation, Recurrent, Volumes, Tokens, WeightNormed, TrainingHead, CrossStage, UpAndDown, GroupedQuery,
+    RoutedExperts,
 )  # fmt: skip
 
 
@@ -496,7 +586,7 @@ def build(kind: type[nn.Module], seed: int = 0) -> tuple[nn.Module, Any]:
 def stir(model: nn.Module) -> None:
     """Random normalisation parameters and statistics."""
     for module in model.modules():
-        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)) and module.affine:
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias)
             nn.init.normal_(module.running_mean, 0, 0.5)

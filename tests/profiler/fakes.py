@@ -30,6 +30,7 @@ def point(kernel: Kernel, c_in: int, c_out: int, ms: float, *flags: str) -> Poin
 
 def staircase_ms(kernel: Kernel, c_in: int, c_out: int) -> float:
     """Blocks of 16 on both axes for input widths that are multiples of 4; a slow path without blocks for others."""
+
     def up(c: int) -> int:
         return -(-c // 16) * 16
 

@@ -4,10 +4,11 @@ import time
 
 import numpy as np
 import pytest
-from tests.profiler.fakes import CONV, DEPTHWISE, LINEAR, header, point, staircase_ms
 from halp_profiler.errors import TableError
 from halp_profiler.steps import Steps
 from halp_profiler.surface import HELD_OUT, Surface
+
+from tests.profiler.fakes import CONV, DEPTHWISE, LINEAR, header, point, staircase_ms
 
 RULES = [Steps(), Steps(1, 8, 8), Steps(4, 16, 16, 16), Steps(8, 1, 32), Steps(4, 16, 16)]
 
@@ -68,7 +69,9 @@ def test_a_step_is_not_smeared_over_its_neighbours():
 
 
 def test_where_both_edges_of_a_block_are_measured_it_is_linear_between_them():
-    surface = Surface(LINEAR, [point(LINEAR, c, 4, ms) for c, ms in ((16, 1), (17, 5), (32, 8), (48, 9))], Steps(1, 16))
+    surface = Surface(
+        LINEAR, [point(LINEAR, c, 4, ms) for c, ms in ((16, 1), (17, 5), (32, 8), (48, 9))], Steps(1, 16)
+    )
     assert [float(surface(c, 4)) for c in (16, 17, 20, 32, 33, 48)] == pytest.approx([1, 5, 5.6, 8, 9, 9])
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.profiler.fakes import CONV, DEPTHWISE, LINEAR, FakeBackend, staircase_ms
 from halp_profiler import sweep
 from halp_profiler import table as tables
 from halp_profiler.backends.base import Request
-from halp_profiler.errors import TableError, UsageError
+from halp_profiler.errors import DeviceError, TableError, UsageError
 from halp_profiler.kernel import Kernel, KernelRange
 from halp_profiler.surface import Surface
+
+from tests.profiler.fakes import CONV, DEPTHWISE, LINEAR, FakeBackend, staircase_ms
 
 RANGES = [
     KernelRange(CONV, (1, 200), (1, 150)),
@@ -51,7 +52,11 @@ def test_an_adaptive_sweep_finds_the_staircase_from_few_points(tmp_path):
 def test_the_table_covers_every_width_of_its_ranges(tmp_path):
     for high in (1, 2, 3, 5, 15, 16, 17, 31, 64, 100):
         path = tmp_path / f"{high}.jsonl"
-        sweep.run(FakeBackend(), [KernelRange(CONV, (1, high), (1, high)), KernelRange(DEPTHWISE, (1, high), (1, high))], path)
+        sweep.run(
+            FakeBackend(),
+            [KernelRange(CONV, (1, high), (1, high)), KernelRange(DEPTHWISE, (1, high), (1, high))],
+            path,
+        )
         widths = np.arange(1, high + 1)
         for kernel, surface in surfaces(path).items():
             got = surface(widths, widths) if kernel.diagonal else surface(widths[:, None], widths[None, :])
@@ -76,7 +81,9 @@ def test_a_fixed_axis_is_measured_at_its_width_only(tmp_path):
 def test_exhaustive_measures_every_width_once(tmp_path):
     backend = FakeBackend()
     sweep.run(backend, [KernelRange(CONV, (1, 6), (2, 5))], tmp_path / "t.jsonl", mode="exhaustive")
-    assert sorted((r.c_in, r.c_out) for r in backend.asked) == [(i, o) for i in range(1, 7) for o in range(2, 6)]
+    assert sorted((r.c_in, r.c_out) for r in backend.asked) == [
+        (i, o) for i in range(1, 7) for o in range(2, 6)
+    ]
 
 
 def test_a_finished_sweep_is_not_measured_again(tmp_path):
@@ -113,7 +120,9 @@ def test_a_sweep_that_was_stopped_goes_on_where_it_stopped(tmp_path):
     sweep.run(whole, RANGES, tmp_path / "whole.jsonl")
     done = [(r.kernel, r.c_in, r.c_out) for r in first.asked]
     assert not {(r.kernel, r.c_in, r.c_out) for r in second.asked} & set(done)
-    assert {p.key for p in tables.read(path).points} == {p.key for p in tables.read(tmp_path / "whole.jsonl").points}
+    assert {p.key for p in tables.read(path).points} == {
+        p.key for p in tables.read(tmp_path / "whole.jsonl").points
+    }
 
 
 def test_kill_9_at_any_moment_leaves_a_table_that_can_be_gone_on_with(tmp_path):
@@ -163,13 +172,29 @@ def test_a_kernel_that_cannot_be_timed_is_named(tmp_path):
     assert result.refused == {CONV.key: "the fake does not want it"}
 
 
+def test_a_kernel_that_the_device_fails_on_does_not_end_the_sweep(tmp_path):
+    class Broken(FakeBackend):
+        def measure(self, requests):
+            if any(r.kernel == CONV for r in requests):
+                raise DeviceError("It cannot run", "not implemented", "Leave it out")
+            return super().measure(requests)
+
+    result = sweep.run(Broken(), RANGES, tmp_path / "t.jsonl")
+    assert result.refused == {CONV.key: "not implemented"}
+    assert result.complete
+    with pytest.raises(DeviceError):
+        sweep.run(Broken(), RANGES[:1], tmp_path / "u.jsonl")
+
+
 def test_a_disturbed_point_is_found_and_measured_again(tmp_path):
     class Disturbed(FakeBackend):
         def measure(self, requests):
             before = [(r.c_in, r.c_out) for r in self.asked]
             new = super().measure(requests)
             return [
-                replace(p, median_ms=9 * p.median_ms) if p.key[1:] == (64, 64) and (64, 64) not in before else p
+                replace(p, median_ms=9 * p.median_ms)
+                if p.key[1:] == (64, 64) and (64, 64) not in before
+                else p
                 for p in new
             ]
 
@@ -177,7 +202,8 @@ def test_a_disturbed_point_is_found_and_measured_again(tmp_path):
     small = [KernelRange(CONV, (1, 64), (1, 64))]
     results = [sweep.run(Disturbed(), small, path.with_suffix(f".{s}"), seed=s) for s in range(8)]
     repaired = [
-        any(p.c_in == 64 and p.c_out == 64 and p.median_ms < 0.1 for p in tables.read(r.path).points) for r in results
+        any(p.c_in == 64 and p.c_out == 64 and p.median_ms < 0.1 for p in tables.read(r.path).points)
+        for r in results
     ]
     assert any(repaired)  # whenever a held-out point happened to rest on it
 
@@ -190,7 +216,9 @@ def test_progress_reaches_its_total(tmp_path):
     assert all(eta >= 0 for _, _, eta in seen)
 
 
-@pytest.mark.parametrize("changes", [{"mode": "fast"}, {"max_error": 0}, {"max_error": 2}, {"time_budget_s": -1}])
+@pytest.mark.parametrize(
+    "changes", [{"mode": "fast"}, {"max_error": 0}, {"max_error": 2}, {"time_budget_s": -1}]
+)
 def test_an_impossible_setting_is_a_usage_error_and_makes_no_file(tmp_path, changes):
     with pytest.raises(UsageError):
         sweep.run(FakeBackend(), RANGES, tmp_path / "t.jsonl", **changes)

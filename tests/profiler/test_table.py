@@ -4,10 +4,11 @@ import os
 import random
 
 import pytest
-from tests.profiler.fakes import CONV, LINEAR, header, point
 from halp_profiler import table as tables
 from halp_profiler.errors import TableError
 from halp_profiler.table import Point
+
+from tests.profiler.fakes import CONV, LINEAR, header, point
 
 
 def some_points(n, seed=0):
@@ -55,7 +56,9 @@ def test_a_file_killed_within_its_header_begins_again(path):
 
 def _append_many(path, seed):
     for i in range(40):
-        tables.append(path, [point(CONV, seed * 1000 + i + 1, 8, 0.5), point(CONV, seed * 1000 + i + 1, 16, 0.5)])
+        tables.append(
+            path, [point(CONV, seed * 1000 + i + 1, 8, 0.5), point(CONV, seed * 1000 + i + 1, 16, 0.5)]
+        )
 
 
 def test_two_processes_on_one_table_do_not_damage_it(path):
@@ -113,7 +116,14 @@ def test_a_hostile_line_ends_in_a_clear_error_and_the_file_stays(path, what):
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"\n\n", b"{}\n", b'{"record":"header"}\n', b'{"record":"header","schema":99}\n', b"PK\x03\x04 zip\n"],
+    [
+        b"",
+        b"\n\n",
+        b"{}\n",
+        b'{"record":"header"}\n',
+        b'{"record":"header","schema":99}\n',
+        b"PK\x03\x04 zip\n",
+    ],
 )
 def test_what_is_no_table_is_refused(tmp_path, data):
     path = tmp_path / "t.jsonl"
@@ -127,7 +137,12 @@ def test_what_is_no_table_is_refused(tmp_path, data):
 )
 def test_a_broken_header_is_refused(tmp_path, field):
     path = tmp_path / "t.jsonl"
-    for value in (None, 3.5, [], "" if field not in ("layout", "precision", "backend", "backend_version") else 7):
+    for value in (
+        None,
+        3.5,
+        [],
+        "" if field not in ("layout", "precision", "backend", "backend_version") else 7,
+    ):
         if field == "how" and value is None:
             continue
         data = {**header().to_json(), field: value}
@@ -180,7 +195,9 @@ def test_tables_of_different_devices_do_not_merge(tmp_path):
 
 
 def test_a_steady_reading_beats_an_unsteady_one(path):
-    tables.append(path, [point(CONV, 8, 8, 1.0), point(CONV, 8, 8, 9.0, "unstable"), point(CONV, 9, 9, 5.0, "unstable")])
+    tables.append(
+        path, [point(CONV, 8, 8, 1.0), point(CONV, 8, 8, 9.0, "unstable"), point(CONV, 9, 9, 5.0, "unstable")]
+    )
     tables.append(path, [point(CONV, 9, 9, 2.0)])
     assert {p.c_in: p.median_ms for p in tables.read(path).points} == {8: 1.0, 9: 2.0}
 

@@ -3,12 +3,13 @@
 import math
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from halp_iee.errors import HalpError, TargetError, UsageError
-from halp_iee.graph.records import Width
+from halp_iee.graph.records import ChannelGroup, Width
 from halp_iee.solve import build, floor_ms, solve
 from tests.solve.fakes import TableCost, TableLayer, every_choice, random_cost, random_importance
 
@@ -98,6 +99,25 @@ def test_groups_without_scores_stay_as_they_are():
             continue
         assert whole.widths[still] == cost.sizes[still]
         np.testing.assert_array_equal(partly.keep[still], active[still])
+
+
+def test_frozen_groups_stay_whole_even_when_they_have_scores():
+    cost, importance = pair_of_layers()
+    for frozen in ("a", "b"):
+        groups = tuple(
+            ChannelGroup(name, size, (), prunable=name != frozen, reason="frozen")
+            for name, size in cost.sizes.items()
+        )
+        known = SimpleNamespace(
+            layers=cost.layers,
+            fixed_ms=cost.fixed_ms,
+            predict=cost.predict,
+            graph=SimpleNamespace(groups=groups),
+        )
+        answer = solve(known, importance, 0.9 * cost.dense_ms)
+        other = "b" if frozen == "a" else "a"
+        assert answer.widths[frozen] == cost.sizes[frozen]
+        assert answer.value == pytest.approx(importance[other][answer.keep[other]].sum())
 
 
 def test_limits_and_steps_hold():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from halp_iee.graph.capture import Ref
+from halp_iee.graph.calls import Ref
 from halp_iee.graph.labels import Axis, Label, Step
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from halp_iee.graph.capture import Ref
+from halp_iee.graph.calls import Ref
 from halp_iee.graph.labels import Axis, Label, Step
 from halp_iee.graph.rules.base import Rule, all_zero, broadcast
 
@@ -58,7 +58,9 @@ def convolution(step: Step) -> None:
         else:
             heads = _tie_within(step, whole.atoms, groups)
             if x[1] is None:
-                step.freeze(whole, "a grouped convolution of a tensor of fixed size, such as the network's input")
+                step.freeze(
+                    whole, "a grouped convolution of a tensor of fixed size, such as the network's input"
+                )
             else:
                 step.tie(heads, _tie_within(step, x[1].atoms, groups))
             out = Axis(np.repeat(heads, out_size // groups), whole.zero)
@@ -112,11 +114,10 @@ def product(step: Step, left: Ref, right: Ref) -> Label:
     one, two = step.label(left), step.label(right)
     inner_one, inner_two = one[-1], two[-2] if len(two) > 1 else two[-1]
     contract(step, inner_one, inner_two)
-    _produce(step, left, inner_one)
-    outer: Label = []
-    if len(one) > 1:
-        outer.append(one[-2])
-        _produce(step, left, one[-2])
+    outer: Label = [one[-2]] if len(one) > 1 else []
+    if left.id in step.labels.capture.tensors:  # a parameter on the left makes channels too
+        for axis in one[-2:]:
+            _produce(step, left, axis)
     if len(two) > 1:
         outer.append(two[-1])
         _produce(step, right, two[-1])
@@ -140,7 +141,10 @@ def _add(step: Step, label: Label, added: Ref) -> Label:
             # A bias over the last axis adds zeros to rows only where it is itself zero.
             continue
         met = step.meet(current, other[axis]) if current is not None or other[axis] is not None else None
-        result[axis] = None if met is None else Axis(met.atoms, met.zero and bool(other[axis] and other[axis].zero))
+        beside = other[axis]
+        result[axis] = (
+            None if met is None else Axis(met.atoms, met.zero and beside is not None and beside.zero)
+        )
     return result
 
 
@@ -170,7 +174,7 @@ def attention(step: Step) -> None:
             batch.append(None)
         else:
             met = step.meet(step.meet(head, key), value)
-            batch.append(None if met is None or value is None else Axis(met.atoms, value.zero))
+            batch.append(None if met is None else Axis(met.atoms, value is not None and value.zero))
     mask = step["attn_mask"] if isinstance(step["attn_mask"], Ref) else step["attn_bias"]
     if isinstance(mask, Ref):
         shape, label = step.shape(mask), step.label(mask)
@@ -206,16 +210,22 @@ RULES: dict[str, Rule] = {
     "aten::convolution": Rule("conv", convolution),
     "aten::_convolution": Rule("conv", convolution),
     "aten::mkldnn_convolution": Rule("conv", convolution),
-    **{f"aten::{name}": Rule("matmul", matmul) for name in "mm bmm addmm baddbmm mv dot matmul".split()},
+    **{
+        f"aten::{name}": Rule("matmul", matmul)
+        for name in ["mm", "bmm", "addmm", "baddbmm", "mv", "dot", "matmul"]
+    },
     "aten::linear": Rule("linear", linear),
     **{
         f"aten::{name}": Rule("attention", attention)
-        for name in (
-            "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
-            "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention "
-            "_scaled_dot_product_attention_math scaled_dot_product_attention "
-            "_scaled_dot_product_fused_attention_overrideable"
-        ).split()
+        for name in [
+            "_scaled_dot_product_flash_attention_for_cpu",
+            "_scaled_dot_product_flash_attention",
+            "_scaled_dot_product_efficient_attention",
+            "_scaled_dot_product_cudnn_attention",
+            "_scaled_dot_product_attention_math",
+            "scaled_dot_product_attention",
+            "_scaled_dot_product_fused_attention_overrideable",
+        ]
     },
     "aten::embedding": Rule("embedding", embedding),
     "aten::outer": Rule("matmul", conv_bias_free),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from halp_iee.graph.capture import Ref
+from halp_iee.graph.calls import Ref
 from halp_iee.graph.labels import MAX_FREE_AXIS, Axis, Label, Step
 from halp_iee.graph.rules.base import Rule, all_zero, any_zero, broadcast, never_zero, with_zero
 
@@ -95,7 +95,9 @@ def compare(step: Step) -> None:
 
 def where(step: Step) -> None:
     refs = [step[name] for name in ("condition", "self", "other") if isinstance(step[name], Ref)]
-    step.emit_all(broadcast(step, refs, lambda zeros: len(zeros) == 3 and zeros[1] is True and zeros[2] is True))
+    step.emit_all(
+        broadcast(step, refs, lambda zeros: len(zeros) == 3 and zeros[1] is True and zeros[2] is True)
+    )
 
 
 def masked_fill(step: Step) -> None:
@@ -136,9 +138,7 @@ def fill(step: Step) -> None:
 
 def _free(step: Step, shape: tuple[int, ...], zero: bool) -> Label:
     """A tensor of one repeated value can have any size: its axes adopt whatever they meet."""
-    return [
-        Axis(step.labels.fresh(size), zero) if 1 < size <= MAX_FREE_AXIS else None for size in shape
-    ]
+    return [Axis(step.labels.fresh(size), zero) if 1 < size <= MAX_FREE_AXIS else None for size in shape]
 
 
 def factory(step: Step, zero: bool = False) -> None:
@@ -202,16 +202,22 @@ RULES: dict[str, Rule] = {
     **_functions("elementwise", copy_into, "copy"),
     **_functions("elementwise", fill, "fill zero"),
     **_functions("factory", partial(factory, zero=True), "zeros new_zeros"),
-    **_functions("factory", factory, "ones full new_ones new_full empty new_empty empty_strided new_empty_strided"),
+    **_functions(
+        "factory", factory, "ones full new_ones new_full empty new_empty empty_strided new_empty_strided"
+    ),
     **_functions("factory", partial(like, zero=True), "zeros_like"),
     **_functions("factory", like, "ones_like full_like empty_like rand_like randn_like"),
     **_functions(
-        "factory", fixed, "arange linspace logspace eye scalar_tensor rand randn randint randperm tensor normal"
+        "factory",
+        fixed,
+        "arange linspace logspace eye scalar_tensor rand randn randint randperm tensor normal",
     ),
 }
 
 
 def activation_attrs(args: dict[str, Any], name: str) -> dict[str, Any]:
     """What an activation is, for those who cost or export it."""
-    plain = {key: value for key, value in args.items() if isinstance(value, (int, float, str)) and key != "self"}
+    plain = {
+        key: value for key, value in args.items() if isinstance(value, (int, float, str)) and key != "self"
+    }
     return {"function": name.split("::")[-1].lstrip("_"), **plain}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from halp_iee.graph.capture import Ref
+from halp_iee.graph.calls import Ref
 from halp_iee.graph.labels import Axis, Step
 from halp_iee.graph.rules.base import Rule
 
@@ -62,7 +62,9 @@ def layer_norm(step: Step) -> None:
                 step.freeze(step.label(step[name]), TOGETHER)
         last = [None if axis is None else Axis(axis.atoms, False) for axis in label[-count:]]
     bare = not isinstance(step["bias"], Ref)
-    step.emit([*(None if axis is None else Axis(axis.atoms, axis.zero and bare) for axis in label[:-count]), *last])
+    step.emit(
+        [*(None if axis is None else Axis(axis.atoms, axis.zero and bare) for axis in label[:-count]), *last]
+    )
 
 
 def group_norm(step: Step) -> None:
@@ -100,11 +102,17 @@ def weight_norm(step: Step) -> None:
 RULES: dict[str, Rule] = {
     **{
         f"aten::{name}": Rule("batch_norm", batch_norm)
-        for name in (
-            "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training cudnn_batch_norm "
-            "miopen_batch_norm batch_norm _batch_norm_with_update _batch_norm_no_update "
-            "_native_batch_norm_legit_functional"
-        ).split()
+        for name in [
+            "native_batch_norm",
+            "_native_batch_norm_legit",
+            "_native_batch_norm_legit_no_training",
+            "cudnn_batch_norm",
+            "miopen_batch_norm",
+            "batch_norm",
+            "_batch_norm_with_update",
+            "_batch_norm_no_update",
+            "_native_batch_norm_legit_functional",
+        ]
     },
     "aten::_weight_norm_interface": Rule("other", weight_norm),
     "aten::native_layer_norm": Rule("layer_norm", layer_norm),

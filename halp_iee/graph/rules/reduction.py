@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from halp_iee.graph.capture import Ref
+from halp_iee.graph.calls import Ref
 from halp_iee.graph.labels import NO_ATOM, Axis, Label, Step
 from halp_iee.graph.rules.base import Rule, normal
 
@@ -94,6 +94,13 @@ def pad(step: Step) -> None:
         step.emit([None if axis is None else Axis(axis.atoms, axis.zero) for axis in label])
 
 
+def regions(step: Step) -> None:
+    """Pooling of boxes (K, 5) from a feature map (N, C, H, W) to (K, C, h, w): channels pass."""
+    label = step.label(step["input"])
+    step.freeze([label[0], *label[2:], *step.label(step["rois"])], "regions are cut from it")
+    step.emit([None, label[1], None, None])
+
+
 def recurrent(step: Step) -> None:
     """A recurrent layer in one operation: its input and weights keep their size."""
     for ref in step.call.refs:
@@ -113,6 +120,8 @@ def _many(kind: str, rule: object, names: str) -> dict[str, Rule]:
 
 
 RULES: dict[str, Rule] = {
+    "torchvision::roi_align": Rule("avg_pool", regions),
+    "torchvision::roi_pool": Rule("max_pool", regions),
     **_many(
         "max_pool", spatial, "max_pool1d max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices "
         "max_pool1d_with_indices fractional_max_pool2d mkldnn_max_pool2d quantized_max_pool2d",

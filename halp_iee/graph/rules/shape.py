@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from halp_iee.graph.capture import Ref
+from halp_iee.graph.calls import Ref
 from halp_iee.graph.labels import NO_ATOM, Axis, Label, Step
 from halp_iee.graph.rules.base import Rule, normal
 
@@ -61,7 +61,9 @@ def view(step: Step) -> None:
         spread = axis.atoms.reshape([-1 if i == carried[-1] else 1 for i in old])
         spread = np.broadcast_to(spread, [before[i] for i in old]).reshape([after[j] for j in new])
         varying = [
-            k for k, size in enumerate(spread.shape) if size > 1 and (spread != spread.take([0], axis=k)).any()
+            k
+            for k, size in enumerate(spread.shape)
+            if size > 1 and (spread != spread.take([0], axis=k)).any()
         ]
         if not varying:
             varying = [int(np.argmax(spread.shape))]
@@ -114,10 +116,12 @@ def squeeze(step: Step) -> None:
 def expand(step: Step) -> None:
     """Repetition of axes of size one: such an axis adopts what it meets."""
     label, shape, out = step.label(step["self"]), step.shape(step["self"]), step.out_shape()
-    label = [None] * (len(out) - len(shape)) + label
+    label = [*([None] * (len(out) - len(shape))), *label]
     sizes = (1,) * (len(out) - len(shape)) + shape
+    # The first axis of an activation is its batch, that of a weight the channels it makes.
+    weight = not step.labels.capture.active[step["self"].id]
     grown = [
-        Axis(step.labels.fresh(new), False) if old == 1 and new > 1 and i > 0 else axis
+        Axis(step.labels.fresh(new), False) if old == 1 and new > 1 and (i > 0 or weight) else axis
         for i, (axis, old, new) in enumerate(zip(label, sizes, out, strict=True))
     ]
     step.emit(grown)
@@ -127,9 +131,12 @@ def repeat(step: Step) -> None:
     """Tiling: the atoms of an axis are repeated with it."""
     label, out = step.label(step["self"]), step.out_shape()
     times = step["repeats"]
-    label = [None] * (len(out) - len(label)) + label
+    label = [*([None] * (len(out) - len(label))), *label]
     step.emit(
-        [None if axis is None else Axis(np.tile(axis.atoms, n), axis.zero) for axis, n in zip(label, times, strict=True)]
+        [
+            None if axis is None else Axis(np.tile(axis.atoms, n), axis.zero)
+            for axis, n in zip(label, times, strict=True)
+        ]
     )
 
 
@@ -156,7 +163,9 @@ def join(step: Step) -> None:
             met = axes[0]
             for other in axes[1:]:
                 met = step.meet(met, other)
-            result.append(None if met is None else Axis(met.atoms, all(a is not None and a.zero for a in axes)))
+            result.append(
+                None if met is None else Axis(met.atoms, all(a is not None and a.zero for a in axes))
+            )
     step.emit(result)
 
 
@@ -180,7 +189,9 @@ def _parts(step: Step, axis: Axis, sizes: list[int]) -> list[Axis | None]:
         return [axis]
     taken = step.labels.choose((step.call.index, 0), axis.atoms, options)
     if taken >= options:
-        step.freeze(axis, "split at sizes hard-coded in forward" if not equal else "a size hard-coded in forward")
+        step.freeze(
+            axis, "split at sizes hard-coded in forward" if not equal else "a size hard-coded in forward"
+        )
     cuts = np.split(axis.atoms, np.cumsum(sizes)[:-1])
     if taken < options:
         for cut in cuts[1:]:
@@ -280,6 +291,45 @@ def gather(step: Step) -> None:
     step.emit(result)
 
 
+def index_put(step: Step) -> None:
+    """Writing at positions of the leading axes: those stay, the others are tied to what is written."""
+    label, values = step.label(step["self"]), step.label(step["values"])
+    indices = list(step["indices"])
+    written = step.shape(step["values"])
+    leading = all(one is not None for one in indices)
+    result: Label = []
+    for axis, one in enumerate(label):
+        position = axis - len(label)
+        if axis < len(indices) or not leading:
+            step.freeze(one, "indexed by position")
+            result.append(None)
+        elif len(written) < -position or written[position] == 1:
+            result.append(None if one is None else Axis(one.atoms, False))
+        else:
+            other = values[position]
+            met = step.meet(one, other) if one is not None or other is not None else None
+            result.append(
+                None if met is None else Axis(met.atoms, met.zero and other is not None and other.zero)
+            )
+    beyond = values if not leading else values[: max(0, len(values) - (len(label) - len(indices)))]
+    step.freeze(beyond, "written at positions")
+    for ref in (one for one in indices if isinstance(one, Ref)):
+        step.freeze(step.label(ref), "used as an index")
+    step.emit(result)
+
+
+def index_add(step: Step) -> None:
+    """Adding rows at positions of one axis: that axis stays, the others are tied to what is added."""
+    label, source = step.label(step["self"]), step.label(step["source"])
+    dim = normal(step["dim"], len(label))
+    step.freeze([label[dim], source[dim], *step.label(step["index"])], "indexed by position")
+    result: Label = []
+    for axis, (one, other) in enumerate(zip(label, source, strict=True)):
+        met = None if axis == dim or (one is None and other is None) else step.meet(one, other)
+        result.append(None if met is None else Axis(met.atoms, met.zero and other is not None and other.zero))
+    step.emit(result)
+
+
 def pixel_shuffle(step: Step) -> None:
     """(C r r, H, W) to (C, H r, W r): the r r channels of one output channel are one unit."""
     label = step.label(step["self"])
@@ -342,6 +392,8 @@ RULES: dict[str, Rule] = {
     **_rules("slice", take_slice, "slice slice_copy"),
     **_rules("slice", select, "select select_copy"),
     **_rules("index", index, "index _unsafe_index"),
+    **_rules("index", index_put, "index_put _unsafe_index_put _index_put_impl"),
+    **_rules("index", index_add, "index_add index_copy"),
     **_rules("index", gather, "gather index_select take_along_dim"),
     **_rules("pixel_shuffle", pixel_shuffle, "pixel_shuffle"),
     **_rules("pixel_shuffle", pixel_unshuffle, "pixel_unshuffle"),

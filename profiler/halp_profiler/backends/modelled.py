@@ -13,10 +13,11 @@ from halp_profiler.kernel import Kernel
 from halp_profiler.steps import Steps
 from halp_profiler.table import Header, Point
 
-_TILES = ((128, 128, 0.80), (128, 64, 0.75), (64, 64, 0.68), (128, 32, 0.60), (64, 32, 0.52))
+_TILES = ((128, 128, 0.80), (128, 64, 0.75), (64, 64, 0.68), (128, 32, 0.60), (64, 32, 0.52), (8, 32, 0.15))
 """(rows, columns, share of the peak it reaches): larger tiles load fewer operands a multiplication."""
 
 _PROLOGUE = 32  # steps of the reduction that a tile spends on filling its pipeline and writing its result
+_SHORTEST_SPLIT = 64  # steps of the reduction under which dividing it does not pay
 _SMALLEST_COLUMNS = 32
 _BANDWIDTH_SHARE = 0.78  # what streaming kernels reach of the peak
 _LAUNCH_MS = 0.003
@@ -33,6 +34,7 @@ class Modelled:
 
         waves = ceil(ceil(M / m) * ceil(N / n) / multiprocessors)
         compute = waves * m * n * (K + 32) * 2 / (peak / multiprocessors * share(m, n))
+        (with fewer tiles than multiprocessors, K is divided among several)
         memory = (input + weights + output + residual bytes) / (0.78 bandwidth)
         latency = max(compute, memory) + 3 us launch
 
@@ -53,7 +55,9 @@ class Modelled:
     name = "modelled"
     together = 1024
 
-    def __init__(self, datasheet: Datasheet, *, batch: int = 1, precision: str = "fp32", fused: bool = True) -> None:
+    def __init__(
+        self, datasheet: Datasheet, *, batch: int = 1, precision: str = "fp32", fused: bool = True
+    ) -> None:
         if precision not in datasheet.tflops:
             raise UsageError(
                 f"{datasheet.label} cannot be modelled in {precision}",
@@ -152,10 +156,13 @@ class Modelled:
 
     def _product_ms(self, m: int, n: int, k: int, waves_share: float = 1.0) -> float:
         sms = self.datasheet.multiprocessors
-        depth = k + _PROLOGUE
         best = float("inf")
         for rows, columns, share in _TILES:
             tiles = ceil(m / rows) * ceil(n / columns)
+            # Too few tiles to fill the device: the reduction is divided among several blocks.
+            split = max(1, min(sms // tiles, k // _SHORTEST_SPLIT))
+            tiles *= split
+            depth = k / split + _PROLOGUE
             waves = max(ceil(tiles / sms * waves_share), tiles / sms * waves_share)
             best = min(best, waves * rows * columns * depth * 2 / (self._flops_a_ms / sms * share))
         return best

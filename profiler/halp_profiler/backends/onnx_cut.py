@@ -104,10 +104,10 @@ def repeated(piece: Cut, times: int, shapes: dict[str, tuple[int, ...]]) -> onnx
         reads = dict(renamed)
         if i and piece.carried:
             reads[piece.carried[0]] = f"{piece.carried[1]}_{i - 1}"
-        for node in piece.nodes:
+        for position, node in enumerate(piece.nodes):
             copy = graph.node.add()
             copy.CopyFrom(node)
-            copy.name = f"{node.name}_{i}"
+            copy.name = f"{node.op_type}_{position}_{i}"
             # The name that the runtime gave may be the residual's own producer: only readers see the carried one.
             copy.input[:] = [reads.get(name, name) for name in node.input]
             copy.output[:] = [renamed[name] for name in node.output]

@@ -1,0 +1,73 @@
+"""The record of one run of a network: values, and the calls that made them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """Stands for the tensor with this value id in a recorded call."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One executed operation: its schema-bound arguments with tensors replaced by `Ref`."""
+
+    index: int
+    name: str
+    args: Mapping[str, Any]
+    outputs: tuple[int | None, ...]
+    module: str
+    overload: str
+    mutated: tuple[int, ...] = ()
+
+    @property
+    def refs(self) -> list[Ref]:
+        return [ref for value in self.args.values() for ref in refs_in(value)]
+
+
+@dataclass
+class Capture:
+    """What one run of the network executed.
+
+    Attributes:
+        calls: the operations in order.
+        shapes: shape of every value, by value id.
+        active: whether a value depends on the network's inputs, by value id.
+        sources: qualified names of the parameters and buffers that a value which does
+            not depend on the inputs was computed from, by value id.
+        kinds: dtype and device of every value, by value id.
+        functions: position at which a Python-level function began -> where it ended and
+            what it returned, tensors replaced by `Ref`.
+        tensors: value id of each parameter and buffer -> all its qualified names.
+        outputs: value ids of the tensors that the network returned.
+        fake: whether it ran on fake tensors.
+        first: index of the first call, so that two captures of one network can be told apart.
+    """
+
+    calls: list[Call] = field(default_factory=list)
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
+    active: list[bool] = field(default_factory=list)
+    sources: list[tuple[str, ...]] = field(default_factory=list)
+    kinds: list[tuple[torch.dtype, torch.device]] = field(default_factory=list)
+    functions: dict[int, tuple[int, Any]] = field(default_factory=dict)
+    tensors: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    outputs: tuple[int, ...] = ()
+    fake: bool = True
+    first: int = 0
+
+
+def refs_in(value: Any) -> Iterator[Ref]:
+    """The `Ref`s inside a recorded argument, in order."""
+    if isinstance(value, Ref):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from refs_in(item)
