@@ -69,7 +69,7 @@ def command(
     whole = sum(float(s.sum()) for s in scores.values())
     with bars.task("solving"):
         answers = frontier(cost, scores, points)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "latency_ms": a.latency_ms, "fraction": a.latency_ms / cost.dense_ms, "importance": a.value / whole,
             "gap": a.gap, "widths": a.widths,

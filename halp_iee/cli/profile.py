@@ -45,11 +45,10 @@ def command(model: str, input_shape: tuple[int, ...] | None, out: Path | None, a
     network = models.build(model)
     shape = input_shape or models.default_input_shape(model)
     graph = trace(network, torch.randn(choice.batch, *shape))
-    made = stages.find_or_make_table(graph, model, choice, shape, bars, out)
-    table = made.table
+    table = stages.find_or_make_table(graph, model, choice, shape, bars, out).table
     cost = LatencyModel(graph, table)
     if as_json:
-        show.emit_json({**made.summary(), "model": model, "dense_ms": cost.dense_ms,
+        show.emit_json({**table.summary(), "model": model, "dense_ms": cost.dense_ms,
                         "layers": [vars(layer) for layer in cost.describe()]})  # fmt: skip
         return 0
     if table.source == "modelled":

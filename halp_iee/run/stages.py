@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from halp_profiler import sweep
 from halp_profiler.devices import Device
 from halp_profiler.devices import find as find_device
 from torch import Tensor, nn
 
 import halp_iee
 from halp_iee import models
-from halp_iee.errors import TargetError, UsageError
+from halp_iee.errors import TableError, TargetError, UsageError
 from halp_iee.graph import ChannelGraph, trace
 from halp_iee.latency import LatencyModel, LatencyTable
-from halp_iee.latency.profile import profile_with_result
+from halp_iee.latency.profile import default_table_path, missing_from, profile_network
 from halp_iee.latency.table import find as find_table
+from halp_iee.latency.table import search_folders
 from halp_iee.methods.elastic import Units
 from halp_iee.progress import Progress
 from halp_iee.run.clock import RuntimeClock
@@ -47,24 +47,15 @@ class Network:
 
 @dataclass(frozen=True)
 class Table:
-    """A latency table that covers the network, how its sweep went, and the device that it is for."""
+    """A latency table that covers the network, and the device that it is for."""
 
     table: LatencyTable
-    sweep: sweep.Result
     device: Device
 
     @property
     def local(self) -> bool:
         """Whether the device is at hand, so that whole networks can be timed on it."""
         return self.table.source == "measured" and self.device.attached
-
-    def summary(self) -> dict[str, Any]:
-        """What a result and a report say of the table."""
-        error = self.sweep.held_out_error
-        return {
-            **self.table.summary(), "held_out_error": None if math.isnan(error) else error,
-            "measured_now": self.sweep.measured, "sweep_seconds": self.sweep.seconds,
-        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -187,23 +178,54 @@ def find_or_make_table(
         out: the table's file; else the one that `device` names, else one in the user's cache.
     """
     found = find_device(device.name)
+    given = out or (_existing(device.table) if device.table else _shipped(found, model, device))
+    if given is not None and given.is_file() and out is None:
+        table = LatencyTable.load(given)
+        if not missing_from(table, graph):
+            _check_table(table, found, device)
+            progress.say(f"latency table for {found.label}: {given}, {table.source}, as it is")
+            return Table(table, found)
+    if given is not None:
+        given.parent.mkdir(parents=True, exist_ok=True)
     seconds = device.time_budget_s or (60.0 if math.prod(shape) < 20_000 else 180.0)
-    path = out or (_existing(device.table) if device.table else None)
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
     with progress.task(f"latency table for {found.label}") as task:
-        made, swept = profile_with_result(
-            graph, found, path, model=_short(model), source=None if device.source == "auto" else device.source,
+        table = profile_network(
+            graph, found, given, model=_short(model), source=None if device.source == "auto" else device.source,
             batch=device.batch, threads=device.threads, time_budget_s=seconds, max_error=device.max_error,
             progress=lambda done, total, eta_s: task.update(done, total),
         )  # fmt: skip
-    return Table(made, swept, found)
+    return Table(table, found)
 
 
 def _existing(path_or_name: str) -> Path:
     """The table of that name or path; a path that does not exist yet is where a new one goes."""
     path = Path(path_or_name)
     return path if path.suffix == ".jsonl" and path.parent.is_dir() else find_table(path_or_name)
+
+
+def _shipped(found: Device, model: str, device: DeviceChoice) -> Path | None:
+    """A modelled table that ships with the package; a measured one is of its own machine, and a new one is better."""
+    if found.attached or device.source == "measured":
+        return None
+    name = default_table_path(found, _short(model), batch=device.batch, threads=device.threads).name
+    return next((folder / name for folder in search_folders() if (folder / name).is_file()), None)
+
+
+def _check_table(table: LatencyTable, found: Device, device: DeviceChoice) -> None:
+    """Raise TableError where a table is for another device, or was made otherwise, than is asked for."""
+    asked = {"device": found.label, "batch": device.batch}
+    has = {"device": table.device, "batch": table.batch}
+    if found.kind == "cpu":
+        asked, has = asked | {"threads": device.threads}, has | {"threads": table.threads or 0}
+    if device.source != "auto":
+        asked, has = asked | {"source": device.source}, has | {"source": table.source}
+    for name, value in asked.items():
+        if has[name] != value:
+            raise TableError(
+                f"the latency table {table.path} is not for this run",
+                f"its {name} is {has[name]} and the run's is {value}",
+                "choose the device with --gpu, --batch, --threads and --source, or leave --table out",
+            )
 
 
 def _short(model: str) -> str:
@@ -225,7 +247,7 @@ def cost(job: Job, network: Network, table: Table, run: RunDirectory, progress: 
         progress.say(f"NOTE: {table.device.label} is not attached: its latencies are MODELLED from its datasheet.")
         target_ms = job.target.resolve_ms(model.dense_ms, batch)
         solve(model, everything, target_ms)  # raises under the floor
-        return Cost(model, None, target_ms, (), table.summary())
+        return Cost(model, None, target_ms, (), table.table.summary())
     clock = RuntimeClock(network.graph, network.example, threads=job.device.threads)
     if run.calibration.exists():
         points = [(dict(p["widths"]), float(p["measured_ms"])) for p in read_json(run.calibration)]
@@ -237,7 +259,7 @@ def cost(job: Job, network: Network, table: Table, run: RunDirectory, progress: 
     target_ms = job.target.resolve_ms(points[0][1], batch)
     solve(calibrated, everything, target_ms)
     record = tuple((model.predict(widths), calibrated.predict(widths), ms) for widths, ms in points)
-    return Cost(calibrated, clock, target_ms, record, table.summary())
+    return Cost(calibrated, clock, target_ms, record, table.table.summary())
 
 
 def _time_whole_networks(

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from halp_iee.cli.main import run
 
 FAST = ["--time-budget", "2", "--epochs", "1"]

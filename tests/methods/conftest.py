@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+
 from halp_iee.graph import ChannelGraph, trace
 from halp_iee.graph.records import Width
-from torch import Tensor, nn
 
 
 class Block(nn.Module):

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+
 from halp_iee import IEE, IEEConfig
 from halp_iee.errors import TargetError, UsageError
 from halp_iee.methods.elastic import ElasticNetwork, _index
-from torch import Tensor, nn
 
 from .conftest import World
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+
 from halp_iee.errors import TargetError
 from halp_iee.methods.meet import Band, meet_as_measured
 
