@@ -23,9 +23,7 @@ class Call:
     kwargs: dict[str, Any]
 
     def tensors(self) -> list[torch.Tensor]:
-        return [
-            leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(leaf, torch.Tensor)
-        ]
+        return [leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(leaf, torch.Tensor)]
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Call:
         args, kwargs = pytree.tree_map_only(torch.Tensor, change, (self.args, self.kwargs))

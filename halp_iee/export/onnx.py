@@ -232,9 +232,7 @@ def _writable(path: str | os.PathLike[str]) -> Path:
     if target.is_dir():
         raise ArtifactError(f"Cannot write {target}", "it is a folder", "Give the name of a file in it")
     if not folder.is_dir():
-        raise ArtifactError(
-            f"Cannot write {target}", f"the folder {folder} does not exist", "Create it first"
-        )
+        raise ArtifactError(f"Cannot write {target}", f"the folder {folder} does not exist", "Create it first")
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass

@@ -66,10 +66,7 @@ def prove(model: nn.Module, session: Any, calls: Sequence[Call], tolerance: floa
                 _refuse(f"output {spec.name!r} is {have.shape} instead of {want.shape} {where}")
             error = relative_error(want, have)
             if not error <= tolerance:
-                _refuse(
-                    f"output {spec.name!r} differs by {error:.3g} of its scale {where}, "
-                    f"allowed is {tolerance:g}"
-                )
+                _refuse(f"output {spec.name!r} differs by {error:.3g} of its scale {where}, allowed is {tolerance:g}")
             worst = max(worst, error)
     return worst
 

@@ -166,18 +166,14 @@ class Recorder(TorchDispatchMode):
         self.record(name, str(func), bound, result, [])
         return result
 
-    def execute(
-        self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], bound: dict[str, Any]
-    ) -> Any:
+    def execute(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], bound: dict[str, Any]) -> Any:
         return func(*args, **kwargs)
 
     def rescue(self, begin: int, error: Exception) -> Any:
         """What a function that failed returns instead; here nothing can be done."""
         raise error
 
-    def record(
-        self, name: str, overload: str, bound: dict[str, Any], result: Any, mutated: list[int]
-    ) -> None:
+    def record(self, name: str, overload: str, bound: dict[str, Any], result: Any, mutated: list[int]) -> None:
         capture = self.capture
         returned = list(result) if isinstance(result, (list, tuple)) else [result]
         if not any(isinstance(item, Tensor) for item in returned):
@@ -187,17 +183,12 @@ class Recorder(TorchDispatchMode):
         sources = tuple(dict.fromkeys(name for value in refs for name in capture.sources[value]))
         # Whatever shares the storage now depends on what was written into it.
         aliases = [
-            other
-            for value in mutated
-            if value in self._storage_of
-            for other in self._sharing[self._storage_of[value]]
+            other for value in mutated if value in self._storage_of for other in self._sharing[self._storage_of[value]]
         ]
         for value in aliases:
             capture.active[value] |= active
         outputs = tuple(
-            self.add(item, active=active, sources=() if active else sources)
-            if isinstance(item, Tensor)
-            else None
+            self.add(item, active=active, sources=() if active else sources) if isinstance(item, Tensor) else None
             for item in returned
         )
         capture.calls.append(
@@ -343,9 +334,7 @@ def capture_model(
     except Exception:
         copied = model
     try:
-        return run(
-            copied, *copy.deepcopy((args, dict(kwargs))), own, mode=None, training=training, first=first
-        )
+        return run(copied, *copy.deepcopy((args, dict(kwargs))), own, mode=None, training=training, first=first)
     except Exception as error:
         raise GraphError(
             "The network cannot be traced",

@@ -71,9 +71,7 @@ class ChannelGraph:
     @cached_property
     def full_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Shape of every parameter and buffer of the full network."""
-        return MappingProxyType(
-            {name: tuple(tensor.shape) for name, tensor in named_tensors(self.model).items()}
-        )
+        return MappingProxyType({name: tuple(tensor.shape) for name, tensor in named_tensors(self.model).items()})
 
     @property
     def full_widths(self) -> dict[str, int]:
@@ -82,9 +80,7 @@ class ChannelGraph:
     def widths(self, keep: Keep) -> dict[str, int]:
         """Units left in every group."""
         kept = checked(keep, self.groups)
-        return {
-            group.name: len(kept[group.name]) if group.name in kept else group.size for group in self.groups
-        }
+        return {group.name: len(kept[group.name]) if group.name in kept else group.size for group in self.groups}
 
     def positions(self, keep: Keep) -> dict[str, tuple[np.ndarray | None, ...]]:
         """For every labelled parameter and buffer, the positions kept on each axis; None: the axis stays whole."""

@@ -56,9 +56,7 @@ class Structure:
     def units(self, atoms: np.ndarray) -> AxisUnits:
         """The units at the positions of a labelled axis."""
         known = np.where(atoms >= 0, self.classes[atoms], -1)
-        return AxisUnits(
-            np.where(known >= 0, self.group_of[known], -1), np.where(known >= 0, self.unit_of[known], -1)
-        )
+        return AxisUnits(np.where(known >= 0, self.group_of[known], -1), np.where(known >= 0, self.unit_of[known], -1))
 
     def width(self, units: AxisUnits | None, size: int) -> Width:
         """Channels on an axis as a function of the groups' widths."""

@@ -21,9 +21,7 @@ def checked(keep: Keep, groups: Sequence[ChannelGroup]) -> dict[str, np.ndarray]
         GraphError: an unknown group, an index out of range or named twice, nothing kept, or part of a frozen group.
     """
     if not isinstance(keep, dict) and not hasattr(keep, "items"):
-        raise GraphError(
-            WHAT, f"it is a {type(keep).__name__}", "Pass {group name: indices of the units kept}"
-        )
+        raise GraphError(WHAT, f"it is a {type(keep).__name__}", "Pass {group name: indices of the units kept}")
     known = {group.name: group for group in groups}
     result: dict[str, np.ndarray] = {}
     for name, indices in keep.items():
@@ -34,9 +32,7 @@ def checked(keep: Keep, groups: Sequence[ChannelGroup]) -> dict[str, np.ndarray]
             raise GraphError(WHAT, f"there is no group named {name!r}", hint)
         units = _integers(name, indices)
         if units.size == 0:
-            raise GraphError(
-                WHAT, f"it keeps nothing of group {name!r}", "Keep at least one unit of every group"
-            )
+            raise GraphError(WHAT, f"it keeps nothing of group {name!r}", "Keep at least one unit of every group")
         outside = units[(units < 0) | (units >= group.size)]
         if outside.size:
             raise GraphError(

@@ -174,9 +174,7 @@ class Step:
     def meet(self, first: Axis | None, second: Axis | None) -> Axis | None:
         """Tie two axes that must have one size; a fixed one freezes the other."""
         if first is None or second is None:
-            self.freeze(
-                [first, second], "meets a tensor of fixed size, such as the network's input or a constant"
-            )
+            self.freeze([first, second], "meets a tensor of fixed size, such as the network's input or a constant")
             return None
         self.tie(first.atoms, second.atoms)
         return first

@@ -13,9 +13,7 @@ from halp_iee.graph.rules.base import normal
 from halp_iee.graph.rules.elementwise import activation_attrs
 
 LAST_AXIS = frozenset({"linear", "matmul", "layer_norm", "embedding", "attention"})
-FIRST_AXIS = frozenset(
-    {"conv", "batch_norm", "group_norm", "max_pool", "avg_pool", "global_pool", "interpolate"}
-)
+FIRST_AXIS = frozenset({"conv", "batch_norm", "group_norm", "max_pool", "avg_pool", "global_pool", "interpolate"})
 
 
 def channel_axis(kind: str, shape: tuple[int, ...], label: list[Axis | None]) -> int | None:

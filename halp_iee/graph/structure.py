@@ -60,11 +60,7 @@ def _place(failure: Failure) -> str:
     if failure.call is None:
         return f"{failure.module}: {failure.error}" if failure.module else failure.error
     name = failure.call.name.split("::")[-1]
-    return (
-        f"{name} in {failure.call.module}: {failure.error}"
-        if failure.call.module
-        else f"{name}: {failure.error}"
-    )
+    return f"{name} in {failure.call.module}: {failure.error}" if failure.call.module else f"{name}: {failure.error}"
 
 
 class Search:
@@ -153,20 +149,12 @@ class Search:
         module = failure.module or (failure.call.module if failure.call is not None else "")
         while True:
             inside = [
-                call
-                for call in labels.capture.calls
-                if call.module == module or call.module.startswith(f"{module}.")
+                call for call in labels.capture.calls if call.module == module or call.module.startswith(f"{module}.")
             ]
             calls = inside if module else labels.capture.calls
             read = [ref.id for call in calls for ref in call.refs]
             # A size that a forward pass writes down mostly comes from a tensor in its hands.
-            own = [
-                v
-                for c in calls
-                if c.module == module
-                for v in (r.id for r in c.refs)
-                if labels.capture.active[v]
-            ]
+            own = [v for c in calls if c.module == module for v in (r.id for r in c.refs) if labels.capture.active[v]]
             for values in (own, [value for value in read if labels.capture.active[value]], read):
                 found = of_values(values)
                 if found.size:
@@ -179,10 +167,7 @@ class Search:
         """Turn to the next option where one remains, else freeze."""
         owned = self.labels[0].of
         parameters = [
-            axis.atoms
-            for value in self.labels[0].capture.tensors
-            for axis in owned[value] or []
-            if axis is not None
+            axis.atoms for value in self.labels[0].capture.tensors for axis in owned[value] or [] if axis is not None
         ]
         every = np.concatenate(parameters) if parameters else np.zeros(0, dtype=np.int64)
         classes = self.structure.classes[every]

@@ -48,9 +48,7 @@ class DivergedError(Exception):
     """The slim network executed other operations than the full one."""
 
 
-def expected_shapes(
-    structure: Structure, labels: Labels, keep: Mapping[str, np.ndarray]
-) -> dict[int, tuple[int, ...]]:
+def expected_shapes(structure: Structure, labels: Labels, keep: Mapping[str, np.ndarray]) -> dict[int, tuple[int, ...]]:
     """The shape of every value once only `keep` is left."""
     alive = structure.alive(keep)
     starts = np.cumsum([0, *(len(mask) for mask in alive)])
@@ -93,9 +91,7 @@ class Replayer(Recorder):
     def position(self) -> int:
         return len(self.capture.calls) + self._ahead
 
-    def execute(
-        self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], bound: dict[str, Any]
-    ) -> Any:
+    def execute(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], bound: dict[str, Any]) -> Any:
         if self.position >= len(self.full.calls):
             raise DivergedError
         call = self.full.calls[self.position]
@@ -183,11 +179,7 @@ def differing_scalars(call: Call, bound: Mapping[str, Any]) -> str | None:
             continue
         other = bound.get(name)
         floats = isinstance(value, float) and isinstance(other, (int, float))
-        ints = (
-            isinstance(value, int)
-            and isinstance(other, int)
-            and name in ("other", "self", "exponent", "value")
-        )
+        ints = isinstance(value, int) and isinstance(other, int) and name in ("other", "self", "exponent", "value")
         if (floats or ints) and value != other and not (value != value and other != other):
             return f"computes with the number {value}, which depends on a size"
     return None
@@ -223,9 +215,7 @@ def attempt(
     copied = skeleton(model)
     named = named_tensors(copied)
     mode = FakeTensorMode(allow_non_fake_inputs=True) if full.fake else None
-    sources = (
-        fake_tensors(mode, named) if mode is not None else {n: t.detach().clone() for n, t in named.items()}
-    )
+    sources = fake_tensors(mode, named) if mode is not None else {n: t.detach().clone() for n, t in named.items()}
     tensors: dict[str, Tensor] = {}
     by_source: dict[int, Tensor] = {}
     for name, source in sources.items():

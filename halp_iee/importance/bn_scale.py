@@ -33,11 +33,7 @@ def bn_scale(graph: ChannelGraph, tensors: Tensors, positions: Positions | None 
     having = groups_with_norm(graph)
     without = [name for name in scores if name not in having]
     if without:
-        means = [
-            float(values[values > 0].mean())
-            for name, values in scores.items()
-            if name in having and values.any()
-        ]
+        means = [float(values[values > 0].mean()) for name, values in scores.items() if name in having and values.any()]
         mean = sum(means) / len(means) if means else 1.0
         norm = magnitude(graph, tensors, positions)
         for name in without:

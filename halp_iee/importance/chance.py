@@ -16,6 +16,4 @@ if TYPE_CHECKING:
 def random(graph: ChannelGraph, seed: int) -> Scores:
     """Scores drawn uniformly from (0, 1], the same for the same seed."""
     rng = np.random.default_rng(seed)
-    return {
-        group.name: torch.from_numpy(1.0 - rng.random(group.size)) for group in graph.groups if group.prunable
-    }
+    return {group.name: torch.from_numpy(1.0 - rng.random(group.size)) for group in graph.groups if group.prunable}

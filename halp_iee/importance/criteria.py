@@ -64,6 +64,4 @@ def score(
         return _BY_WEIGHT[criterion](graph, tensors, positions)
     if criterion == "random":
         return random(graph, seed)
-    raise UsageError(
-        f"unknown importance {criterion!r}", f"there are {', '.join(CRITERIA)}", "choose one of them"
-    )
+    raise UsageError(f"unknown importance {criterion!r}", f"there are {', '.join(CRITERIA)}", "choose one of them")

@@ -23,9 +23,7 @@ if TYPE_CHECKING:
     from halp_iee.graph import ChannelGraph
 
 
-def taylor_bn(
-    graph: ChannelGraph, tensors: Tensors, grads: Tensors, positions: Positions | None = None
-) -> Scores:
+def taylor_bn(graph: ChannelGraph, tensors: Tensors, grads: Tensors, positions: Positions | None = None) -> Scores:
     """Taylor importance on the affine parameters of the normalisation layers.
 
         I_j = sum over the layers n that carry unit j, over its channels c,
@@ -69,9 +67,7 @@ def taylor_bn(
     return scores
 
 
-def taylor_weight(
-    graph: ChannelGraph, tensors: Tensors, grads: Tensors, positions: Positions | None = None
-) -> Scores:
+def taylor_weight(graph: ChannelGraph, tensors: Tensors, grads: Tensors, positions: Positions | None = None) -> Scores:
     """Taylor importance on the weights that make a unit's channels.
 
         I_j = sum over the layers that make unit j of | sum over its slice of g w (+ g_b b) |

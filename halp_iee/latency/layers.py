@@ -263,9 +263,7 @@ def _pool(op: Op, batch: int) -> Kernel | None:
         return Kernel(op.kind, spatial=spatial, kernel_size=window, stride=stride, padding=(0,) * n)
     window = _ints(op, "kernel_size", n, 1)
     stride = _ints(op, "stride", n, 1) if op.attrs.get("stride") else window
-    return Kernel(
-        op.kind, spatial=spatial, kernel_size=window, stride=stride, padding=_ints(op, "padding", n, 0)
-    )
+    return Kernel(op.kind, spatial=spatial, kernel_size=window, stride=stride, padding=_ints(op, "padding", n, 0))
 
 
 def _elementwise(op: Op, batch: int) -> Kernel:

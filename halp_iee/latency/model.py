@@ -77,16 +77,12 @@ class LatencyModel:
                 missing.append(layer.kernel)
                 continue
             cost = LayerCost(layer.name, layer.c_in, layer.c_out, layer.kernel, table.surface(layer.kernel))
-            cost.ms(
-                layer.c_in.full, layer.c_out.full
-            )  # says now, not in the middle of a solve, what is not covered
+            cost.ms(layer.c_in.full, layer.c_out.full)  # says now, not in the middle of a solve, what is not covered
             costs.append(cost)
         if not costs:
             raise TableError(
                 "The network's latency cannot be predicted",
-                "none of its operations has a kernel"
-                if not missing
-                else "the table knows none of its kernels",
+                "none of its operations has a kernel" if not missing else "the table knows none of its kernels",
                 "Profile it with `halp-iee profile`",
             )
         self.layers: tuple[LayerCost, ...] = tuple(costs)
@@ -145,9 +141,7 @@ class LatencyModel:
         if len(measured) >= 5 and not good.all():
             scale, offset = _fit(predicted[good], measured[good])
         residuals = (scale * predicted + offset - measured) / measured
-        fit = Calibration(
-            scale, offset, tuple(predicted.tolist()), tuple(measured.tolist()), tuple(residuals.tolist())
-        )
+        fit = Calibration(scale, offset, tuple(predicted.tolist()), tuple(measured.tolist()), tuple(residuals.tolist()))
         return self._with(scale, offset, fit)
 
     def describe(self) -> tuple[LayerReport, ...]:

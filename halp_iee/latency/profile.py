@@ -106,9 +106,7 @@ def emit(graph: Traced, path: str | Path, **settings: Any) -> plan.Plan:
 def _ranges(graph: Traced) -> tuple[KernelRange, ...]:
     ranges = sweep_plan(graph)
     if not ranges:
-        raise TableError(
-            "There is nothing to profile", "the network has no kernel that is known", "Check the model"
-        )
+        raise TableError("There is nothing to profile", "the network has no kernel that is known", "Check the model")
     return ranges
 
 

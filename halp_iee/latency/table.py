@@ -162,9 +162,7 @@ def find(path_or_name: str | Path) -> Path:
     """The file that ``path_or_name`` means. Raises TableError with all places searched and the nearest names."""
     text = str(path_or_name)
     if "\0" in text or not text.strip() or len(text) > 4000:
-        raise TableError(
-            "No latency table can be found", f"{text[:60]!r} is no name", "Name a table or a file"
-        )
+        raise TableError("No latency table can be found", f"{text[:60]!r} is no name", "Name a table or a file")
     direct = Path(text)
     if os.path.isfile(direct):
         return direct

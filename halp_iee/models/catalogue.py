@@ -159,9 +159,7 @@ def _torchvision_names() -> tuple[str, ...]:
     return tuple(name for name in list_models() if not name.startswith("quantized_"))
 
 
-def _from_torchvision(
-    name: str, num_classes: int | None, in_channels: int | None, image_size: int | None
-) -> nn.Module:
+def _from_torchvision(name: str, num_classes: int | None, in_channels: int | None, image_size: int | None) -> nn.Module:
     from torchvision.models import get_model
 
     options: dict[str, Any] = {"weights": None}
@@ -215,9 +213,7 @@ def _timm() -> Any:
     return timm
 
 
-def _from_timm(
-    name: str, num_classes: int | None, in_channels: int | None, image_size: int | None
-) -> nn.Module:
+def _from_timm(name: str, num_classes: int | None, in_channels: int | None, image_size: int | None) -> nn.Module:
     timm = _timm()
     if not timm.is_model(name):
         raise _unknown_to_timm(name, timm.list_models())
@@ -231,6 +227,4 @@ def _from_timm(
             options.pop("img_size", None)
             return timm.create_model(name, pretrained=False, **options)
     except Exception as error:
-        raise UsageError(
-            f"timm cannot build {name!r}", _first_line(error), "choose another network"
-        ) from error
+        raise UsageError(f"timm cannot build {name!r}", _first_line(error), "choose another network") from error

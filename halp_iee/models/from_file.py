@@ -38,18 +38,12 @@ def from_file(spec: str, **options: Any) -> nn.Module:
     path_text, _, name = spec.rpartition(":") if ".py:" in spec else (spec, "", "")
     path = Path(path_text).expanduser()
     if not path.is_file():
-        raise UsageError(
-            f"the network {spec!r} cannot be built", f"there is no file {path}", "check the path"
-        )
+        raise UsageError(f"the network {spec!r} cannot be built", f"there is no file {path}", "check the path")
     if not name:
-        raise UsageError(
-            f"the network {spec!r} cannot be built", "it names no function", f"write {path}:FUNCTION"
-        )
+        raise UsageError(f"the network {spec!r} cannot be built", "it names no function", f"write {path}:FUNCTION")
     function = getattr(_run(path), name, None)
     if function is None:
-        raise UsageError(
-            f"the network {spec!r} cannot be built", f"{path} defines no {name!r}", "check the name"
-        )
+        raise UsageError(f"the network {spec!r} cannot be built", f"{path} defines no {name!r}", "check the name")
     if isinstance(function, nn.Module):
         raise UsageError(
             f"the network {spec!r} cannot be built", f"{name!r} is a network, not a function that builds one",
@@ -92,9 +86,7 @@ def _run(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise UsageError(
-            f"the file {path} cannot be run", f"it raised {_where(error, path)}", "correct it"
-        ) from error
+        raise UsageError(f"the file {path} cannot be run", f"it raised {_where(error, path)}", "correct it") from error
     finally:
         sys.path.remove(folder)
     return module

@@ -29,9 +29,7 @@ class MobileNetV1(nn.Module):
     Source: MobileNets, table 1.
     """
 
-    def __init__(
-        self, num_classes: int = 1000, in_channels: int = 3, width: float = 1.0, stem_stride: int = 2
-    ) -> None:
+    def __init__(self, num_classes: int = 1000, in_channels: int = 3, width: float = 1.0, stem_stride: int = 2) -> None:
         super().__init__()
 
         def scaled(channels: int) -> int:

@@ -108,9 +108,7 @@ def save(
         save_file(tensors, temporary, metadata={"halp_recipe": text})
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        raise ArtifactError(
-            what, first_line(error), "Choose a folder that exists and can be written to"
-        ) from error
+        raise ArtifactError(what, first_line(error), "Choose a folder that exists and can be written to") from error
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):
@@ -176,9 +174,7 @@ def load(path: str | os.PathLike[str], model: nn.Module | Callable[[], nn.Module
     else:
         small = model()
         if not isinstance(small, nn.Module):
-            raise ArtifactError(
-                what, f"the builder returned a {type(small).__name__}", "Return a torch.nn.Module"
-            )
+            raise ArtifactError(what, f"the builder returned a {type(small).__name__}", "Return a torch.nn.Module")
     dense = skeleton(small)
     own = named_tensors(small)
     groups = _distinct(own)

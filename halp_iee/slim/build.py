@@ -23,9 +23,7 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 2e-2, torc
 RECIPE = "halp_recipe"
 
 
-def build_slim(
-    graph: ChannelGraph, keep: Mapping[str, np.ndarray], model: nn.Module | None = None
-) -> nn.Module:
+def build_slim(graph: ChannelGraph, keep: Mapping[str, np.ndarray], model: nn.Module | None = None) -> nn.Module:
     """Copy a network, cut it down to `keep`, and prove the result.
 
     Args:
@@ -151,9 +149,7 @@ def prove(graph: ChannelGraph, keep: Mapping[str, np.ndarray], small: nn.Module,
                 f"the slim network failed with {type(error).__name__}: {first_line(error)}{blamed}",
                 "Leave these groups out of the selection",
             ) from error
-        if disagreement(wanted, got) > 1 and not _agree_in_double(
-            graph, keep, small, full, one_args, one_kwargs
-        ):
+        if disagreement(wanted, got) > 1 and not _agree_in_double(graph, keep, small, full, one_args, one_kwargs):
             raise GraphError(
                 "The network cannot be slimmed",
                 f"masked and slim differ on {what} by {disagreement(wanted, got):.3g} times what is tolerated"

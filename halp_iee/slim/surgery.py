@@ -125,11 +125,7 @@ def narrow(tensor: Tensor, positions: tuple[np.ndarray | None, ...]) -> Tensor:
 
 def replacing(current: Tensor, value: Tensor) -> Tensor:
     """`value` as the kind of thing that `current` is: a parameter that trains or not, or a plain tensor."""
-    return (
-        nn.Parameter(value, requires_grad=current.requires_grad)
-        if isinstance(current, nn.Parameter)
-        else value
-    )
+    return nn.Parameter(value, requires_grad=current.requires_grad) if isinstance(current, nn.Parameter) else value
 
 
 def put(module: nn.Module, name: str, tensor: Tensor) -> None:
@@ -140,9 +136,7 @@ def put(module: nn.Module, name: str, tensor: Tensor) -> None:
     setattr(owner, leaf, tensor)
 
 
-def slim_(
-    module: nn.Module, graph: ChannelGraph, keep: Keep, tensors: Mapping[str, Tensor] | None = None
-) -> None:
+def slim_(module: nn.Module, graph: ChannelGraph, keep: Keep, tensors: Mapping[str, Tensor] | None = None) -> None:
     """Give `module` the sizes that `keep` says, in place; full again with ``keep={}`` and full tensors.
 
     Args:

@@ -93,9 +93,7 @@ def build(
     index = {group.name: i for i, group in enumerate(groups)}
     layers, fixed_ms = [], float(cost.fixed_ms)
     for layer in cost.layers:
-        term = LayerTerm(
-            layer.name, _axis(layer.c_in, index, settled), _axis(layer.c_out, index, settled), layer.ms
-        )
+        term = LayerTerm(layer.name, _axis(layer.c_in, index, settled), _axis(layer.c_out, index, settled), layer.ms)
         if term.groups:
             layers.append(term)
         else:
@@ -216,9 +214,7 @@ def _check_limit(limit: Limit, sizes: Mapping[str, int], label: str) -> None:
             )
 
 
-def _widths(
-    name: str, most: int, standing: int, min_units: Limit, max_units: Limit, steps: Limit
-) -> np.ndarray:
+def _widths(name: str, most: int, standing: int, min_units: Limit, max_units: Limit, steps: Limit) -> np.ndarray:
     def named(limit: Limit) -> int | None:
         return int(limit[name]) if isinstance(limit, Mapping) and name in limit else None
 

@@ -97,12 +97,8 @@ def _run(
     model.add(sum(cost) <= math.floor((problem.ceiling_ms - constant_ms) / unit_ms))
     count = len(problem.groups)
     top = max(problem.value(problem.most), 1e-300)
-    gains = [
-        np.ceil(variable.values / top * _UNITS).astype(np.int64) for variable in network.variables[:count]
-    ]
-    model.maximize(
-        sum(int(w) * x for g in range(count) for w, x in zip(gains[g], chosen[g], strict=True) if w)
-    )
+    gains = [np.ceil(variable.values / top * _UNITS).astype(np.int64) for variable in network.variables[:count]]
+    model.maximize(sum(int(w) * x for g in range(count) for w, x in zip(gains[g], chosen[g], strict=True) if w))
     if hint is not None:
         for g in range(count):
             for k, literal in zip(network.variables[g].grid, chosen[g], strict=True):
@@ -115,11 +111,7 @@ def _run(
     if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
         widths = np.array(
             [
-                next(
-                    int(k)
-                    for k, x in zip(network.variables[g].grid, chosen[g], strict=True)
-                    if solver.value(x)
-                )
+                next(int(k) for k, x in zip(network.variables[g].grid, chosen[g], strict=True) if solver.value(x))
                 for g in range(count)
             ]
         )

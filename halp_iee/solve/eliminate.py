@@ -199,9 +199,7 @@ class Elimination:
         total, joints, _ = self._forward(tables)
         return total, self._trace_back(joints)
 
-    def _forward(
-        self, tables: Sequence[np.ndarray]
-    ) -> tuple[float, list[list[np.ndarray]], dict[int, np.ndarray]]:
+    def _forward(self, tables: Sequence[np.ndarray]) -> tuple[float, list[list[np.ndarray]], dict[int, np.ndarray]]:
         slots: dict[int, np.ndarray] = dict(enumerate(tables))
         slots.update(self._masks)
         joints: list[list[np.ndarray]] = []
@@ -295,9 +293,7 @@ def _substitute(bucket: _Bucket, joint: np.ndarray) -> np.ndarray:
     for offset in range(int(count.max(initial=0))):
         index[0] = np.minimum(first + offset, last)
         reached = joint[tuple(index)]
-        np.minimum(
-            result, np.where((count > offset).reshape(*first.shape, *tail), reached, np.inf), out=result
-        )
+        np.minimum(result, np.where((count > offset).reshape(*first.shape, *tail), reached, np.inf), out=result)
     return result
 
 

@@ -50,8 +50,7 @@ def find_floor(problem: Problem) -> Floor:
         if proved_ms >= best_ms * (1.0 - 1e-12) or not oracle.elimination.exact:
             break
         kept = [
-            oracle.cells.members(v, np.flatnonzero(least_ms < best_ms))
-            for v, least_ms in enumerate(oracle.fastest())
+            oracle.cells.members(v, np.flatnonzero(least_ms < best_ms)) for v, least_ms in enumerate(oracle.fastest())
         ]
         if not all(len(index) for index in kept):
             proved_ms = best_ms

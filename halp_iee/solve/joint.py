@@ -193,9 +193,7 @@ class _Branch:
         network = oracle.cells.network
         seen = set()
         for choice in result.path[: -last - 1 : -1]:
-            raw = self.search.indices(
-                [network.variables[g].grid[choice.points[g]] for g in range(self.search.count)]
-            )
+            raw = self.search.indices([network.variables[g].grid[choice.points[g]] for g in range(self.search.count)])
             for point in (self.search.polish(raw, choice.price), raw)[:last]:
                 if point.tobytes() not in seen:
                     seen.add(point.tobytes())
@@ -255,12 +253,8 @@ def _split(network: Network, oracle: Oracle, result: DualResult) -> list[Network
     """Cut one group's widths in two, where the choices on either side of the budget disagree most."""
     count = len(network.problem.groups)
     coarse = oracle.cells.network
-    sides = [
-        [coarse.variables[g].grid[choice.points[g]] for g in range(count)] for choice in result.path[-2:]
-    ]
-    apart = np.abs(np.array(sides[0]) - np.array(sides[-1])) / [
-        coarse.variables[g].grid[-1] for g in range(count)
-    ]
+    sides = [[coarse.variables[g].grid[choice.points[g]] for g in range(count)] for choice in result.path[-2:]]
+    apart = np.abs(np.array(sides[0]) - np.array(sides[-1])) / [coarse.variables[g].grid[-1] for g in range(count)]
     sizes = np.array([len(variable.grid) for variable in network.variables[:count]])
     apart[sizes < 2] = -1.0
     g = int(np.argmax(apart))

@@ -75,9 +75,7 @@ class Network:
 
 def compile_network(problem: Problem) -> Network:
     """Tabulate every layer over the admissible widths."""
-    variables = [
-        Variable(group.widths, group.values, ((index, 1),)) for index, group in enumerate(problem.groups)
-    ]
+    variables = [Variable(group.widths, group.values, ((index, 1),)) for index, group in enumerate(problem.groups)]
     sums, relations = _sums(problem, variables)
 
     def resolve(axis: Axis) -> tuple[int | None, np.ndarray]:
@@ -107,9 +105,7 @@ def compile_network(problem: Problem) -> Network:
     return Network(problem, tuple(variables), latencies, tuple(relations), problem.fixed_ms)
 
 
-def _sums(
-    problem: Problem, variables: list[Variable]
-) -> tuple[dict[frozenset[tuple[int, int]], int], list[Relation]]:
+def _sums(problem: Problem, variables: list[Variable]) -> tuple[dict[frozenset[tuple[int, int]], int], list[Relation]]:
     """Add a variable for every sum that a layer needs, smallest first, sharing the parts."""
     needed: dict[frozenset[tuple[int, int]], tuple[tuple[int, int], ...]] = {}
     for layer in problem.layers:

@@ -138,15 +138,10 @@ class Problem:
     def value(self, widths: np.ndarray) -> float:
         """Importance kept at admissible ``widths``, shape (groups,)."""
         return float(
-            sum(
-                group.values[np.searchsorted(group.widths, k)]
-                for group, k in zip(self.groups, widths, strict=True)
-            )
+            sum(group.values[np.searchsorted(group.widths, k)] for group, k in zip(self.groups, widths, strict=True))
         )
 
     def keep(self, widths: np.ndarray) -> dict[str, np.ndarray]:
         """The units that those widths keep, by group name, sorted; settled groups included."""
-        chosen = {
-            group.name: np.sort(group.order[: int(k)]) for group, k in zip(self.groups, widths, strict=True)
-        }
+        chosen = {group.name: np.sort(group.order[: int(k)]) for group, k in zip(self.groups, widths, strict=True)}
         return {**self.settled, **chosen}

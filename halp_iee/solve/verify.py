@@ -68,9 +68,7 @@ def verify(
             f"{latency_ms} ms is over the budget of {answer.budget_ms} ms",
         )
     if within_budget:
-        _require(
-            answer.bound >= value * (1.0 - 1e-9), f"the importance {value} exceeds the bound {answer.bound}"
-        )
+        _require(answer.bound >= value * (1.0 - 1e-9), f"the importance {value} exceeds the bound {answer.bound}")
     _require(0.0 <= answer.gap <= 1.0 and math.isfinite(answer.bound), f"the gap {answer.gap} is not a share")
 
 

@@ -135,9 +135,7 @@ def read(path: Path) -> Checkpoint:
             record = json.loads(metadata["record"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         parts = _by_prefix(tensors)
-        optimizer: dict[str, dict[str, Any]] = {
-            name: dict(slots) for name, slots in record["optimizer"].items()
-        }
+        optimizer: dict[str, dict[str, Any]] = {name: dict(slots) for name, slots in record["optimizer"].items()}
         for key, tensor in parts["optimizer"].items():
             name, slot = key.rsplit(_SLOT, 1)
             optimizer.setdefault(name, {})[slot] = tensor
@@ -155,9 +153,7 @@ def read(path: Path) -> Checkpoint:
         raise _broken(path, str(error).split("\n", 1)[0] or type(error).__name__) from error
 
 
-def restore(
-    checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, method: Method | None
-) -> None:
+def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, method: Method | None) -> None:
     """Put a checkpoint's values in place: the method first, which brings everything to its size.
 
     Raises:
@@ -165,9 +161,7 @@ def restore(
     """
     if (method is None) != (checkpoint.method is None):
         had = "a method" if checkpoint.method is not None else "none"
-        raise _other(
-            checkpoint.path, f"it was written with {had} that changes the network, and this run differs"
-        )
+        raise _other(checkpoint.path, f"it was written with {had} that changes the network, and this run differs")
     if method is not None:
         try:
             method.load_state_dict(checkpoint.method or {})
@@ -180,9 +174,7 @@ def restore(
     for name, tensor in present.items():
         saved = checkpoint.model[name]
         if saved.shape != tensor.shape or saved.dtype != tensor.dtype:
-            shapes = (
-                f"{tuple(saved.shape)} {saved.dtype} in the file, {tuple(tensor.shape)} {tensor.dtype} here"
-            )
+            shapes = f"{tuple(saved.shape)} {saved.dtype} in the file, {tuple(tensor.shape)} {tensor.dtype} here"
             raise _other(checkpoint.path, f"{name!r} is {shapes}")
     with torch.no_grad():
         for name, tensor in present.items():

@@ -100,17 +100,13 @@ def _read(name: str, files: list[Path], version: _Version, count: int) -> tuple[
     for file in files:
         try:
             raw = file.read_bytes()
-            some_pixels, some_labels = (
-                _binary(raw, version) if version.label_bytes else _pickled(raw, version)
-            )
+            some_pixels, some_labels = _binary(raw, version) if version.label_bytes else _pickled(raw, version)
         except OSError as error:
             raise _broken(name, file, error.strerror or str(error)) from error
         except ValueError as error:
             raise _broken(name, file, str(error)) from error
         if some_labels.size and int(some_labels.max()) >= count:
-            raise _broken(
-                name, file, f"it has the label {int(some_labels.max())}, and there are {count} classes"
-            )
+            raise _broken(name, file, f"it has the label {int(some_labels.max())}, and there are {count} classes")
         pixels.append(some_pixels)
         labels.append(some_labels)
     images = torch.from_numpy(np.concatenate(pixels).reshape(-1, 3, 32, 32).copy())
@@ -152,9 +148,7 @@ def _pickled(raw: bytes, version: _Version) -> tuple[np.ndarray, np.ndarray]:
 
 def _class_names(place: Path, version: _Version, count: int) -> tuple[str, ...]:
     try:
-        names = (
-            tuple((place / version.classes).read_text(encoding="utf-8").split()) if version.classes else ()
-        )
+        names = tuple((place / version.classes).read_text(encoding="utf-8").split()) if version.classes else ()
     except (OSError, UnicodeDecodeError):
         names = ()
     return names if len(names) == count else tuple(str(i) for i in range(count))

@@ -34,9 +34,7 @@ def load(spec: str, *, seed: int = 0, image_size: int | None = None) -> Data:
     if kind not in ("cifar10", "cifar100", "imagefolder"):
         raise _unknown(spec, kind)
     if not place:
-        raise UsageError(
-            f"the data set {spec!r} cannot be read", "no directory is named", f"write {kind}:DIR"
-        )
+        raise UsageError(f"the data set {spec!r} cannot be read", "no directory is named", f"write {kind}:DIR")
     folder = Path(place).expanduser()
     if not folder.is_dir():
         why = f"{folder} is a file, not a directory" if folder.exists() else f"there is no directory {folder}"
@@ -59,11 +57,5 @@ def _unknown(spec: str, kind: str) -> UsageError:
     forms = [form for form in FORMS if form.split(":")[0] in near]
     if not forms and Path(spec).expanduser().is_dir():
         forms = [f"imagefolder:{spec}"]
-    remedy = (
-        f"did you mean {forms[0]}"
-        if forms
-        else "choose one of them"
-        if kind != "voc"
-        else "use imagefolder:DIR"
-    )
+    remedy = f"did you mean {forms[0]}" if forms else "choose one of them" if kind != "voc" else "use imagefolder:DIR"
     return UsageError(f"unknown data set {spec!r}", why, remedy)

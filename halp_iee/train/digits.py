@@ -25,9 +25,7 @@ def _originals() -> tuple[Tensor, Tensor, np.ndarray, np.ndarray]:
     bunch = load_digits()
     images = torch.from_numpy(bunch.images.astype(np.float32)).unsqueeze(1) / 16.0
     labels = torch.from_numpy(bunch.target.astype(np.int64))
-    train, test = train_test_split(
-        np.arange(len(labels)), test_size=500, stratify=bunch.target, random_state=0
-    )
+    train, test = train_test_split(np.arange(len(labels)), test_size=500, stratify=bunch.target, random_state=0)
     return images, labels, np.sort(train), np.sort(test)
 
 

@@ -116,9 +116,7 @@ class FolderSplit:
         Raises:
             DataError: an image cannot be read; names it.
         """
-        order = batch_indices(
-            len(self), batch_size, epoch=epoch, seed=seed, shuffle=shuffle, start_batch=start_batch
-        )
+        order = batch_indices(len(self), batch_size, epoch=epoch, seed=seed, shuffle=shuffle, start_batch=start_batch)
         workers = min(8, os.cpu_count() or 1) if len(self) >= _WORKERS_FROM else 0
         loader: DataLoader[Any] = DataLoader(
             ImageFiles(self.files, self.size, seed, epoch, augment),

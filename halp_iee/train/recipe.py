@@ -76,9 +76,7 @@ class Recipe(BaseModel):
     def of(cls, options: Mapping[str, Any]) -> Recipe:
         """From a mapping read out of a file."""
         if any(not isinstance(key, str) for key in options):
-            raise UsageError(
-                "the recipe cannot be used", "an option's name is not text", "write option = value"
-            )
+            raise UsageError("the recipe cannot be used", "an option's name is not text", "write option = value")
         return cls(**options)
 
     def lr_at(self, step: int, steps_per_epoch: int) -> float:

@@ -57,9 +57,7 @@ class TensorSplit:
         """See `Split.batches`."""
         # One row of draws for every image, whether this call comes to it or not: row i is the same
         # wherever in the epoch the iteration begins.
-        draws = torch.from_numpy(
-            np.random.default_rng([seed, epoch, 1]).random((len(self), 6), dtype=np.float32)
-        )
+        draws = torch.from_numpy(np.random.default_rng([seed, epoch, 1]).random((len(self), 6), dtype=np.float32))
         for indices in batch_indices(
             len(self), batch_size, epoch=epoch, seed=seed, shuffle=shuffle, start_batch=start_batch
         ):

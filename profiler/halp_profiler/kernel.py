@@ -64,9 +64,7 @@ class Kernel:
             if not all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v <= 1 << 16 for v in value):
                 raise _bad(f"{name} is {value!r}, and must hold whole numbers from 0 to 65536")
         if len(self.spatial) > 3 or len(self.kernel_size) > 3:
-            raise _bad(
-                f"spatial {self.spatial} and kernel_size {self.kernel_size} may have three numbers at most"
-            )
+            raise _bad(f"spatial {self.spatial} and kernel_size {self.kernel_size} may have three numbers at most")
         if (self.group_width is None) != (self.group_out is None):
             raise _bad("group_width and group_out go together")
         if unknown := [f for f in self.fused if f not in _FUSABLE]:
@@ -83,9 +81,7 @@ class Kernel:
         if self.op not in SPATIAL_OPS or len(self.spatial) != 2:
             return "rows"
         if self.op in ("conv", "conv_transpose"):
-            return (
-                self.op if self.group_width is None else "depthwise" if self.group_width == 1 else "grouped"
-            )
+            return self.op if self.group_width is None else "depthwise" if self.group_width == 1 else "grouped"
         if self.op in ("max_pool", "avg_pool", "global_pool"):
             return "pool"
         return "pointwise" if self.op in ("add", "activation", "batch_norm") else "copy"

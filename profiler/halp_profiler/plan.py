@@ -49,9 +49,7 @@ def write(plan: Plan, path: str | Path) -> None:
         os.replace(waiting, path)
     except OSError as e:
         waiting.unlink(missing_ok=True)
-        raise TableError(
-            f"The sweep {path} cannot be written", e.strerror or str(e), "Choose another folder"
-        ) from e
+        raise TableError(f"The sweep {path} cannot be written", e.strerror or str(e), "Choose another folder") from e
 
 
 def read(path: str | Path) -> Plan:
@@ -97,6 +95,4 @@ def _settings(path: Path, data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _bad(path: Path, why: str) -> TableError:
-    return TableError(
-        f"The sweep {path} cannot be used", why, "Write it again with `halp-iee profile --emit`"
-    )
+    return TableError(f"The sweep {path} cannot be used", why, "Write it again with `halp-iee profile --emit`")

@@ -135,9 +135,7 @@ class Surface:
         core = Surface.__new__(Surface)
         core.kernel, core.steps = self.kernel, self.steps
         core.lines_in, core.lines_out = self.lines_in[rows], self.lines_out[columns]
-        base = core._outer(
-            grid[np.ix_(rows, columns)], self.lines_in, self.lines_out, core.lines_in, core.lines_out
-        )
+        base = core._outer(grid[np.ix_(rows, columns)], self.lines_in, self.lines_out, core.lines_in, core.lines_out)
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.where(np.isfinite(grid) & (base > 0), grid / base, np.nan)
         along_rows = _spread(ratio, self.lines_out)

@@ -105,9 +105,7 @@ def run(
     if not 0 < max_error < 1:
         raise UsageError("The sweep cannot start", f"max_error is {max_error}", "Give a share, e.g. 0.02")
     if time_budget_s is not None and not time_budget_s > 0:
-        raise UsageError(
-            "The sweep cannot start", f"time_budget_s is {time_budget_s}", "Give seconds above 0"
-        )
+        raise UsageError("The sweep cannot start", f"time_budget_s is {time_budget_s}", "Give seconds above 0")
     refused = {r.kernel.key: why for r in ranges if (why := backend.refusal(r.kernel))}
     wanted = [r for r in merged(ranges) if r.kernel.key not in refused]
     known = tables.create_or_check(path, backend.header())
@@ -179,9 +177,7 @@ def _done(sweeps: Sequence[Mapping[str, Any]], asked: Mapping[str, Any]) -> Mapp
             continue
         before, now = _number(sweep, "time_budget_s"), asked["time_budget_s"]
         had_the_time = now is not None and before >= now
-        if _number(sweep, "max_error") <= asked["max_error"] and (
-            sweep.get("complete") is True or had_the_time
-        ):
+        if _number(sweep, "max_error") <= asked["max_error"] and (sweep.get("complete") is True or had_the_time):
             return sweep
     return None
 
@@ -201,9 +197,7 @@ class _Log:
     def left_s(self) -> float:
         return float("inf") if self.budget_s is None else self.budget_s - (time.monotonic() - self.start)
 
-    def measure(
-        self, requests: Sequence[Request], *, must: bool, flag: str = "", until_left_s: float = 0.0
-    ) -> bool:
+    def measure(self, requests: Sequence[Request], *, must: bool, flag: str = "", until_left_s: float = 0.0) -> bool:
         """Measures what is not there yet; False when the time ran out first (never if ``must``)."""
         todo = [q for q in dict.fromkeys(requests) if not self._has(q, flag)]
         together = self.backend.together
@@ -270,9 +264,7 @@ def _repair(log: _Log, ranges: Sequence[KernelRange], max_error: float) -> None:
         suspects: dict[PointKey, None] = {}
         for p in _judges(log, r.kernel):
             if abs(float(surface(p.c_in, p.c_out)) - p.median_ms) > 2 * max_error * max(p.median_ms, 1e-6):
-                suspects.update(
-                    dict.fromkeys([p.key, *((r.kernel, *at) for at in surface.corners(p.c_in, p.c_out))])
-                )
+                suspects.update(dict.fromkeys([p.key, *((r.kernel, *at) for at in surface.corners(p.c_in, p.c_out))]))
         for key in suspects:
             old = log.points.get(key)
             if old is None:
@@ -334,9 +326,7 @@ def _exhaustive(r: KernelRange) -> list[Request]:
 
 
 def _dense_ms(log: _Log, r: KernelRange) -> float:
-    point = log.points.get(
-        (r.kernel, r.c_in[1], r.kernel.c_out_of(r.c_in[1]) if r.kernel.diagonal else r.c_out[1])
-    )
+    point = log.points.get((r.kernel, r.c_in[1], r.kernel.c_out_of(r.c_in[1]) if r.kernel.diagonal else r.c_out[1]))
     return point.median_ms if point else 0.0
 
 
@@ -420,9 +410,7 @@ def _held_out_errors(log: _Log, ranges: Sequence[KernelRange]) -> list[float]:
     for r in ranges:
         if judges := _judges(log, r.kernel):
             surface = log.surface(r.kernel)
-            errors += [
-                abs(float(surface(p.c_in, p.c_out)) / p.median_ms - 1) for p in judges if p.median_ms > 0
-            ]
+            errors += [abs(float(surface(p.c_in, p.c_out)) / p.median_ms - 1) for p in judges if p.median_ms > 0]
     return errors
 
 

@@ -152,9 +152,7 @@ def read(path: str | Path) -> Table:
             raise _bad(path, f"it is larger than {_MAX_BYTES >> 20} MB")
         data = path.read_bytes()
     except OSError as e:
-        raise _bad(
-            path, e.strerror or str(e), "Name an existing table or measure one with `halp-iee profile`"
-        ) from e
+        raise _bad(path, e.strerror or str(e), "Name an existing table or measure one with `halp-iee profile`") from e
     return parse(data, path)
 
 
@@ -207,17 +205,13 @@ def create_or_check(path: str | Path, header: Header) -> Table:
         data = file.read()
         if b"\n" not in data:  # new, or killed within its very first line
             if data.strip() and not data.startswith(b'{"record"'):
-                raise _bad(
-                    path, "it is not a latency table", "Choose another file: this one is left as it is"
-                )
+                raise _bad(path, "it is not a latency table", "Choose another file: this one is left as it is")
             file.truncate(0)
             _write(file, path, [header.to_json()])
             return Table(header, (), path)
         table = parse(data, path)
     if why := table.header.difference(header):
-        raise _bad(
-            path, f"it is of another device or setting: {why}", "Measure into a new file: this one is kept"
-        )
+        raise _bad(path, f"it is of another device or setting: {why}", "Measure into a new file: this one is kept")
     return table
 
 
@@ -259,9 +253,7 @@ def merge(paths: Sequence[str | Path], out: str | Path) -> Table:
     points: dict[PointKey, Point] = {}
     for table in tables:
         if why := header.difference(table.header):
-            raise TableError(
-                f"{tables[0].path} and {table.path} cannot be merged", why, "Merge tables of one device"
-            )
+            raise TableError(f"{tables[0].path} and {table.path} cannot be merged", why, "Merge tables of one device")
         for point in table.points:
             _keep(points, point)
     sweeps = tuple(s for table in tables for s in table.sweeps)
@@ -280,9 +272,7 @@ def write(table: Table, path: str | Path) -> None:
     name = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "wb", dir=path.parent, prefix=".", suffix=".tmp", delete=False
-        ) as file:
+        with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=".", suffix=".tmp", delete=False) as file:
             name = file.name
             for record in [table.header.to_json(), *(p.to_json() for p in table.points), *table.sweeps]:
                 file.write(_line(record))
@@ -363,9 +353,7 @@ def _header(record: Mapping[str, Any], path: Path, number: int) -> Header:
     if record.get("record") != "header":
         raise _bad(path, f"line {number} is not a table's header")
     if record.get("schema") != SCHEMA:
-        raise _bad(
-            path, f"its schema is {str(record.get('schema'))[:20]!r} and this version reads schema {SCHEMA}"
-        )
+        raise _bad(path, f"its schema is {str(record.get('schema'))[:20]!r} and this version reads schema {SCHEMA}")
     device, how, batch = record.get("device"), record.get("how", {}), record.get("batch")
     texts = {n: record.get(n) for n in ("backend", "backend_version", "precision", "layout", "source")}
     wrong = [n for n, v in texts.items() if not isinstance(v, str) or len(v) > 200]
@@ -409,9 +397,7 @@ def _latency(record: Mapping[str, Any], name: str, path: Path, number: int) -> f
 def _whole(record: Mapping[str, Any], name: str, low: int, path: Path, number: int) -> int:
     value = record.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= _MAX_CHANNELS:
-        raise _bad(
-            path, f"line {number}: {name} is {str(value)[:40]!r}, and must be a whole number of {low} or more"
-        )
+        raise _bad(path, f"line {number}: {name} is {str(value)[:40]!r}, and must be a whole number of {low} or more")
     return value
 
 

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 _SAMPLE_NS = 50_000  # a sample shorter than this is mostly the clock's own cost
-_SETTLE_NS = (
-    5_000_000  # calls shorter than this find their data displaced by the others, and get one free run
-)
+_SETTLE_NS = 5_000_000  # calls shorter than this find their data displaced by the others, and get one free run
 
 
 @dataclass(frozen=True)
@@ -74,9 +72,7 @@ def time_interleaved(
     collecting = gc.isenabled()
     gc.disable()
     try:
-        return _time(
-            calls, min_seconds, max(1, min_rounds), max_rounds, max(1, warmup), unstable_over, clock_ns
-        )
+        return _time(calls, min_seconds, max(1, min_rounds), max_rounds, max(1, warmup), unstable_over, clock_ns)
     finally:
         if collecting:
             gc.enable()

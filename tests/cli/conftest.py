@@ -16,7 +16,9 @@ class Net(nn.Module):
     def __init__(self, num_classes, in_channels):
         super().__init__()
         self.a = nn.Sequential(nn.Conv2d(in_channels, 24, 3, 2, 1, bias=False), nn.BatchNorm2d(24), nn.ReLU())
-        self.b = nn.Sequential(nn.Conv2d(24, 24, 3, 1, 1, groups=24), nn.Conv2d(24, 32, 1), nn.BatchNorm2d(32), nn.SiLU())
+        self.b = nn.Sequential(
+            nn.Conv2d(24, 24, 3, 1, 1, groups=24), nn.Conv2d(24, 32, 1), nn.BatchNorm2d(32), nn.SiLU()
+        )
         self.c = nn.Conv2d(56, 48, 3, 2, 1)
         self.head = nn.Linear(48, num_classes)
 

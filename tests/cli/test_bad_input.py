@@ -1,4 +1,4 @@
-"""Whatever a person gets wrong: one line that says what, why and the remedy, the right exit code, nothing left behind."""
+"""Whatever a person gets wrong: one line with what, why and the remedy, the right exit code, nothing left behind."""
 
 from __future__ import annotations
 
@@ -65,15 +65,17 @@ def complaint(capsys: pytest.CaptureFixture[str], code: int, expected: int) -> s
 def test_a_mistake_is_named_in_one_line(
     network: str, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, words: str
 ) -> None:
-    before = {p for p in Path(".").rglob("*")}
+    before = set(Path(".").rglob("*"))
     got = run(arguments)
     assert words.lower() in complaint(capsys, got, code).lower()
-    left = {p for p in Path(".").rglob("*")} - before - {Path("runs")}
+    left = set(Path(".").rglob("*")) - before - {Path("runs")}
     assert not [p for p in left if p.is_file() and p.name not in (".lock", "config.json")], left
 
 
 @pytest.mark.parametrize("function", ["fails", "wrong", "absent"])
-def test_a_builder_that_does_not_build_is_named(network: str, capsys: pytest.CaptureFixture[str], function: str) -> None:
+def test_a_builder_that_does_not_build_is_named(
+    network: str, capsys: pytest.CaptureFixture[str], function: str
+) -> None:
     got = run(["graph", "--model", network.replace(":build", f":{function}")])
     assert function in complaint(capsys, got, 2)
 
@@ -107,7 +109,9 @@ def test_a_broken_table_is_refused_and_left_as_it_is(
         assert got in (0, 1)
 
 
-def test_a_table_of_another_device_is_refused_and_left_as_it_is(network: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_of_another_device_is_refused_and_left_as_it_is(
+    network: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     common = ["profile", "--model", network, "--input-shape", "1,32,32", "--out", "t.jsonl", "--time-budget", "2"]
     assert run([*common, "--gpu", "titanv"]) == 0
     capsys.readouterr()

@@ -19,7 +19,12 @@ import halp_iee
 from halp_iee import models
 from halp_iee.cli.main import run
 
-KEYS = ["model", "data", "method", "seed", "target_ms", "dense_ms", "predicted_ms", "measured_ms", "source", "fps_dense", "fps", "top1_dense", "top1", "params_dense", "params", "macs_dense", "macs", "train_flops_ratio", "wall_seconds", "solver", "gap", "artifact", "report"]
+KEYS = set(
+    """
+    model data method seed target_ms dense_ms predicted_ms measured_ms source fps_dense fps top1_dense top1
+    params_dense params macs_dense macs train_flops_ratio wall_seconds solver gap artifact report
+    """.split()  # noqa: SIM905 (a list of 23 names in quotes reads worse)
+)
 
 QUICK = ["--data", "digits", "--epochs", "2", "--time-budget", "4", "--latency-target", "0.5", "--out", "run", "--json"]
 
@@ -34,7 +39,7 @@ def test_a_strangers_network_is_trained_slimmed_exported_measured_and_reported(
 ) -> None:
     code = run(["train", "--model", network, *QUICK])
     result = document(capsys)
-    assert set(KEYS) <= result.keys()
+    assert result.keys() >= KEYS
     assert code == (4 if result["measured_ms"] > result["target_ms"] else 0)
     assert result["measured_ms"] <= 1.1 * result["target_ms"]  # a busy machine may be a little off, and then says so
     assert result["params"] < result["params_dense"]
@@ -55,7 +60,7 @@ def test_a_strangers_network_is_trained_slimmed_exported_measured_and_reported(
 
     page = Path(result["report"]).read_text()
     assert "<html" in page
-    assert "src=\"http" not in page
+    assert 'src="http' not in page
 
     before = Path("run/result.json").read_bytes()
     assert run(["train", "--model", network, *QUICK]) == code  # finished: the result comes back
@@ -91,8 +96,21 @@ def test_pruning_trained_weights_with_data_and_fine_tuning(network: str, capsys:
 
     model = models.build(network)
     save_file(model.state_dict(), "weights.safetensors")
-    command = ["prune", "--model", network, "--data", "digits", "--weights", "weights.safetensors", "--time-budget", "4"]
-    run([*command, "--latency-target", "0.6", "--finetune-epochs", "1", "--out", "pruned", "--json"])
+    command = ["prune", "--model", network, "--data", "digits", "--weights", "weights.safetensors"]
+    run(
+        [
+            *command,
+            "--time-budget",
+            "4",
+            "--latency-target",
+            "0.6",
+            "--finetune-epochs",
+            "1",
+            "--out",
+            "pruned",
+            "--json",
+        ]
+    )
     result = document(capsys)
     assert result["top1"] > 0.12
     assert result["train_seconds"] > 0

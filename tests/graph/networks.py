@@ -11,9 +11,7 @@ from torch import Tensor, nn
 
 
 def conv(i: int, o: int, k: int = 3, **more: Any) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(i, o, k, padding=k // 2, bias=False, **more), nn.BatchNorm2d(o), nn.ReLU(True)
-    )
+    return nn.Sequential(nn.Conv2d(i, o, k, padding=k // 2, bias=False, **more), nn.BatchNorm2d(o), nn.ReLU(True))
 
 
 class Net(nn.Module):
@@ -538,9 +536,7 @@ class RoutedExperts(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embed, self.route, self.head = nn.Linear(5, 8), nn.Linear(8, 3), nn.Linear(8, 3)
-        self.experts = nn.ModuleList(
-            [nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 8)) for _ in range(3)]
-        )
+        self.experts = nn.ModuleList([nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 8)) for _ in range(3)])
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x)

@@ -94,9 +94,7 @@ def test_broken_bytes_are_refused(saved: Path) -> None:
         load(saved, networks.Residual)
 
 
-def test_a_missing_file_a_wrong_network_and_a_network_without_recipe_are_refused(
-    saved: Path, tmp_path: Path
-) -> None:
+def test_a_missing_file_a_wrong_network_and_a_network_without_recipe_are_refused(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="no such file"):
         load(tmp_path / "none", networks.Residual)
     with pytest.raises(ArtifactError, match="no tensor"):

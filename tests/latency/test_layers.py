@@ -63,10 +63,7 @@ def test_preactivation_keeps_batch_norm_for_itself():
         ("cat", ()), ("batch_norm", ("relu",)), ("conv", ()),
     ]  # fmt: skip
     assert (
-        layers[2].c_in({"a": 3, "b": 4})
-        == layers[3].c_out({"a": 3, "b": 4})
-        == layers[4].c_in({"a": 3, "b": 4})
-        == 7
+        layers[2].c_in({"a": 3, "b": 4}) == layers[3].c_out({"a": 3, "b": 4}) == layers[4].c_in({"a": 3, "b": 4}) == 7
     )
 
 

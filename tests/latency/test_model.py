@@ -103,9 +103,7 @@ def test_calibrating_twice_does_not_build_on_the_first(network, model):
     assert model.calibrate(points).calibrate(points).dense_ms == pytest.approx(1.5 * model.dense_ms)
 
 
-@pytest.mark.parametrize(
-    "points", [[], [({}, 0.0)], [({}, -1.0)], [({}, float("nan"))], [({}, float("inf"))]]
-)
+@pytest.mark.parametrize("points", [[], [({}, 0.0)], [({}, -1.0)], [({}, float("nan"))], [({}, float("inf"))]])
 def test_an_impossible_measurement_is_refused(model, points):
     with pytest.raises(UsageError):
         model.calibrate(points)

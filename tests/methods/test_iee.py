@@ -95,9 +95,7 @@ def test_no_structure_ever_costs_more_than_its_budget(world: World, target: floa
     model = copy.deepcopy(world.model)
     optimizer = make_optimizer("sgd", model)
     config = IEEConfig(H=2, J=1, Q=2, T=5, solver=solver)
-    iee = IEE(
-        model, world.graph, world.cost, target=target, optimizer=optimizer, config=config, on_event=events.append
-    )
+    iee = IEE(model, world.graph, world.cost, target=target, optimizer=optimizer, config=config, on_event=events.append)
     psi_ms = target * world.cost.dense_ms
     for i in range(config.steps):
         train_step(world, model, optimizer, i)
@@ -220,7 +218,7 @@ def test_with_a_clock_the_last_structure_is_corrected_until_it_is_met_as_measure
 def test_every_ablation_of_the_paper_can_be_run(world: World, change: dict[str, Any], stages: int) -> None:
     model = copy.deepcopy(world.model)
     optimizer = make_optimizer("sgd", model)
-    config = IEEConfig(**{**dict(H=2, J=2, Q=2, T=stages), **change})
+    config = IEEConfig(**{"H": 2, "J": 2, "Q": 2, "T": stages, **change})
     iee = IEE(model, world.graph, world.cost, target=0.5, optimizer=optimizer, config=config)
     for i in range(config.steps):
         assert not iee.done

@@ -45,9 +45,7 @@ def test_measuring_never_brings_in_the_library(tmp_path):
 
 
 def test_a_plan_travels_by_file(tmp_path):
-    sent = plan.Plan(
-        (KernelRange(CONV, (1, 64), (3, 3)), KernelRange(LINEAR, (1, 4), (1, 2))), batch=4, threads=2
-    )
+    sent = plan.Plan((KernelRange(CONV, (1, 64), (3, 3)), KernelRange(LINEAR, (1, 4), (1, 2))), batch=4, threads=2)
     plan.write(sent, tmp_path / "sweep.json")
     assert plan.read(tmp_path / "sweep.json") == sent
 
@@ -92,9 +90,7 @@ def test_onnx_runtime_really_measures_two_kernels(tmp_path):
 
     conv = Kernel("conv", (8, 8), (3, 3), (1, 1), (1, 1), fused=("add", "relu"))
     path = tmp_path / "t.jsonl"
-    result = sweep.run(
-        OrtCpu(), [KernelRange(conv, (1, 32), (1, 32)), KernelRange(LINEAR, (1, 32), (10, 10))], path
-    )
+    result = sweep.run(OrtCpu(), [KernelRange(conv, (1, 32), (1, 32)), KernelRange(LINEAR, (1, 32), (10, 10))], path)
     table = tables.read(path)
     assert result.measured >= len(table.points)
     assert not result.refused

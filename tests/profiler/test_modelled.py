@@ -55,9 +55,7 @@ def test_every_kernel_on_every_device_takes_some_time():
     for d, op in itertools.product(DATASHEETS.values(), OPS):
         for precision in d.tflops:
             backend = Modelled(d, batch=2, precision=precision)
-            spatial = (
-                (5,) if op in ("linear", "layer_norm", "softmax") else (4, 5) if op == "matmul" else (14, 14)
-            )
+            spatial = (5,) if op in ("linear", "layer_norm", "softmax") else (4, 5) if op == "matmul" else (14, 14)
             ms = [backend.latency_ms(Kernel(op, spatial), c, c) for c in (1, 64, 1024)]
             assert 0 < ms[0] <= ms[2] < 1000
 

@@ -69,9 +69,7 @@ def test_a_step_is_not_smeared_over_its_neighbours():
 
 
 def test_where_both_edges_of_a_block_are_measured_it_is_linear_between_them():
-    surface = Surface(
-        LINEAR, [point(LINEAR, c, 4, ms) for c, ms in ((16, 1), (17, 5), (32, 8), (48, 9))], Steps(1, 16)
-    )
+    surface = Surface(LINEAR, [point(LINEAR, c, 4, ms) for c, ms in ((16, 1), (17, 5), (32, 8), (48, 9))], Steps(1, 16))
     assert [float(surface(c, 4)) for c in (16, 17, 20, 32, 33, 48)] == pytest.approx([1, 5, 5.6, 8, 9, 9])
 
 

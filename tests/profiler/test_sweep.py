@@ -81,9 +81,7 @@ def test_a_fixed_axis_is_measured_at_its_width_only(tmp_path):
 def test_exhaustive_measures_every_width_once(tmp_path):
     backend = FakeBackend()
     sweep.run(backend, [KernelRange(CONV, (1, 6), (2, 5))], tmp_path / "t.jsonl", mode="exhaustive")
-    assert sorted((r.c_in, r.c_out) for r in backend.asked) == [
-        (i, o) for i in range(1, 7) for o in range(2, 6)
-    ]
+    assert sorted((r.c_in, r.c_out) for r in backend.asked) == [(i, o) for i in range(1, 7) for o in range(2, 6)]
 
 
 def test_a_finished_sweep_is_not_measured_again(tmp_path):
@@ -120,9 +118,7 @@ def test_a_sweep_that_was_stopped_goes_on_where_it_stopped(tmp_path):
     sweep.run(whole, RANGES, tmp_path / "whole.jsonl")
     done = [(r.kernel, r.c_in, r.c_out) for r in first.asked]
     assert not {(r.kernel, r.c_in, r.c_out) for r in second.asked} & set(done)
-    assert {p.key for p in tables.read(path).points} == {
-        p.key for p in tables.read(tmp_path / "whole.jsonl").points
-    }
+    assert {p.key for p in tables.read(path).points} == {p.key for p in tables.read(tmp_path / "whole.jsonl").points}
 
 
 def test_kill_9_at_any_moment_leaves_a_table_that_can_be_gone_on_with(tmp_path):
@@ -192,9 +188,7 @@ def test_a_disturbed_point_is_found_and_measured_again(tmp_path):
             before = [(r.c_in, r.c_out) for r in self.asked]
             new = super().measure(requests)
             return [
-                replace(p, median_ms=9 * p.median_ms)
-                if p.key[1:] == (64, 64) and (64, 64) not in before
-                else p
+                replace(p, median_ms=9 * p.median_ms) if p.key[1:] == (64, 64) and (64, 64) not in before else p
                 for p in new
             ]
 
@@ -202,8 +196,7 @@ def test_a_disturbed_point_is_found_and_measured_again(tmp_path):
     small = [KernelRange(CONV, (1, 64), (1, 64))]
     results = [sweep.run(Disturbed(), small, path.with_suffix(f".{s}"), seed=s) for s in range(8)]
     repaired = [
-        any(p.c_in == 64 and p.c_out == 64 and p.median_ms < 0.1 for p in tables.read(r.path).points)
-        for r in results
+        any(p.c_in == 64 and p.c_out == 64 and p.median_ms < 0.1 for p in tables.read(r.path).points) for r in results
     ]
     assert any(repaired)  # whenever a held-out point happened to rest on it
 
@@ -216,9 +209,7 @@ def test_progress_reaches_its_total(tmp_path):
     assert all(eta >= 0 for _, _, eta in seen)
 
 
-@pytest.mark.parametrize(
-    "changes", [{"mode": "fast"}, {"max_error": 0}, {"max_error": 2}, {"time_budget_s": -1}]
-)
+@pytest.mark.parametrize("changes", [{"mode": "fast"}, {"max_error": 0}, {"max_error": 2}, {"time_budget_s": -1}])
 def test_an_impossible_setting_is_a_usage_error_and_makes_no_file(tmp_path, changes):
     with pytest.raises(UsageError):
         sweep.run(FakeBackend(), RANGES, tmp_path / "t.jsonl", **changes)

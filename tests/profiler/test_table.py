@@ -56,9 +56,7 @@ def test_a_file_killed_within_its_header_begins_again(path):
 
 def _append_many(path, seed):
     for i in range(40):
-        tables.append(
-            path, [point(CONV, seed * 1000 + i + 1, 8, 0.5), point(CONV, seed * 1000 + i + 1, 16, 0.5)]
-        )
+        tables.append(path, [point(CONV, seed * 1000 + i + 1, 8, 0.5), point(CONV, seed * 1000 + i + 1, 16, 0.5)])
 
 
 def test_two_processes_on_one_table_do_not_damage_it(path):

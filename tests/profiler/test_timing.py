@@ -64,9 +64,7 @@ def test_an_unsteady_call_is_called_unstable():
 
 def test_rounds_go_on_until_the_time_is_spent():
     clock = Clock()
-    timing = time_interleaved(
-        {"a": clock.call("a", 10_000_000)}, min_rounds=2, min_seconds=0.5, clock_ns=clock
-    )["a"]
+    timing = time_interleaved({"a": clock.call("a", 10_000_000)}, min_rounds=2, min_seconds=0.5, clock_ns=clock)["a"]
     assert timing.samples == 50
 
 

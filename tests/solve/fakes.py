@@ -31,8 +31,7 @@ class TableCost:
 
     def predict(self, widths):
         return self.fixed_ms + sum(
-            float(layer.ms(np.array([layer.c_in(widths)]), np.array([layer.c_out(widths)]))[0])
-            for layer in self.layers
+            float(layer.ms(np.array([layer.c_in(widths)]), np.array([layer.c_out(widths)]))[0]) for layer in self.layers
         )
 
     @property
@@ -112,14 +111,10 @@ def every_choice(cost, importance, allowed=None, standing=None):
     standing = standing or {name: [] for name in names}
     prefixes = {}
     for name in names:
-        rest = sorted(
-            (u for u in allowed[name] if u not in set(standing[name])), key=lambda u: -importance[name][u]
-        )
+        rest = sorted((u for u in allowed[name] if u not in set(standing[name])), key=lambda u: -importance[name][u])
         units = [*standing[name], *rest]
         low = max(1, len(standing[name]))
-        prefixes[name] = [
-            (k, sum(importance[name][u] for u in units[:k])) for k in range(low, len(units) + 1)
-        ]
+        prefixes[name] = [(k, sum(importance[name][u] for u in units[:k])) for k in range(low, len(units) + 1)]
     for combination in itertools.product(*(prefixes[name] for name in names)):
         widths = {name: k for name, (k, _) in zip(names, combination, strict=True)}
         yield widths, sum(value for _, value in combination), cost.predict(widths)

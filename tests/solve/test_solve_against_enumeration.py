@@ -86,9 +86,7 @@ def test_the_floor_is_the_least_latency_and_no_budget_under_it_is_answered():
         least = min(latency for _, _, latency in every_choice(cost, importance))
         assert floor_ms(cost, importance) == pytest.approx(least, rel=1e-12)
         for solver in ("joint", "halp"):
-            assert solve(cost, importance, floor_ms(cost, importance), solver).latency_ms == pytest.approx(
-                least
-            )
+            assert solve(cost, importance, floor_ms(cost, importance), solver).latency_ms == pytest.approx(least)
             with pytest.raises(TargetError, match="of the dense") as failure:
                 solve(cost, importance, least * 0.999, solver)
             assert failure.value.exit_code == 4

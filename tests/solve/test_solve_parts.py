@@ -66,9 +66,7 @@ def test_random_knapsacks_are_solved_to_the_optimum_of_an_independent_program():
         values = (np.array(weights) + rng.integers(0, 6, count)).tolist()  # correlated: the hard kind
         capacity = int(sum(weights) * rng.uniform(0.2, 0.8))
         optimum = best_knapsack(weights, values, capacity)
-        knapsack = fill_knapsack(
-            [np.array([0, w]) for w in weights], [np.array([0.0, v]) for v in values], capacity
-        )
+        knapsack = fill_knapsack([np.array([0, w]) for w in weights], [np.array([0.0, v]) for v in values], capacity)
         assert knapsack.best[capacity] == optimum
         chosen = knapsack.choices(np.array([capacity]))[0]
         assert sum(v for v, taken in zip(values, chosen, strict=True) if taken) == optimum
@@ -93,17 +91,13 @@ def test_elimination_finds_the_least_sum_and_every_marginal():
                 total = sum(per * network.variables[g].grid[point[g]] for g, per in variable.members)
                 full.append(int(np.searchsorted(variable.grid, total)))
             weight = sum(
-                table[tuple(full[v] for v in scope)]
-                for scope, table in zip(network.scopes, tables, strict=True)
+                table[tuple(full[v] for v in scope)] for scope, table in zip(network.scopes, tables, strict=True)
             )
             for v, i in enumerate(full):
                 marginals[v][i] = min(marginals[v][i], weight)
         least, chosen = elimination.minimise(tables)
         assert least == pytest.approx(marginals[0].min())
-        found = sum(
-            table[tuple(chosen[v] for v in scope)]
-            for scope, table in zip(network.scopes, tables, strict=True)
-        )
+        found = sum(table[tuple(chosen[v] for v in scope)] for scope, table in zip(network.scopes, tables, strict=True))
         assert found == pytest.approx(least)
         for mine, truth in zip(elimination.marginals(tables), marginals, strict=True):
             np.testing.assert_allclose(mine, truth, rtol=1e-9, atol=1e-9)

@@ -24,8 +24,7 @@ def question(seed):
 
 def some_units(rng, sizes, at_least=1):
     return {
-        name: np.sort(rng.permutation(size)[: int(rng.integers(at_least, size + 1))])
-        for name, size in sizes.items()
+        name: np.sort(rng.permutation(size)[: int(rng.integers(at_least, size + 1))]) for name, size in sizes.items()
     }
 
 
@@ -105,8 +104,7 @@ def test_frozen_groups_stay_whole_even_when_they_have_scores():
     cost, importance = pair_of_layers()
     for frozen in ("a", "b"):
         groups = tuple(
-            ChannelGroup(name, size, (), prunable=name != frozen, reason="frozen")
-            for name, size in cost.sizes.items()
+            ChannelGroup(name, size, (), prunable=name != frozen, reason="frozen") for name, size in cost.sizes.items()
         )
         known = SimpleNamespace(
             layers=cost.layers,
@@ -219,9 +217,7 @@ def test_bad_input_is_refused_with_the_name_and_the_value(change, said):
 
 def test_a_budget_under_the_floor_says_the_floor_and_its_share():
     cost, importance = pair_of_layers()
-    with pytest.raises(
-        TargetError, match=r"least that the widths allow is 6\.5 ms, 0\.448 of the dense 14\.5"
-    ):
+    with pytest.raises(TargetError, match=r"least that the widths allow is 6\.5 ms, 0\.448 of the dense 14\.5"):
         solve(cost, importance, 5.0)
 
 

@@ -90,9 +90,7 @@ def test_batches_depend_on_seed_and_epoch_and_not_on_where_they_begin_or_on_glob
 
 def test_augmentation_of_an_image_does_not_depend_on_the_batch_that_it_is_in(hard, tmp_path):
     for split in splits(hard, tmp_path):
-        one, two = (
-            [torch.cat(x) for x in zip(*split.batches(n, seed=1, augment=True), strict=True)] for n in (7, 16)
-        )
+        one, two = ([torch.cat(x) for x in zip(*split.batches(n, seed=1, augment=True), strict=True)] for n in (7, 16))
         assert torch.equal(one[1], two[1])
         assert torch.allclose(one[0], two[0], atol=1e-5)
 
@@ -204,16 +202,12 @@ def binary_cifar(folder, per_file=6):
     folder.mkdir()
     rng = np.random.default_rng(0)
     rows = rng.integers(0, 10, (6 * per_file, 3073), dtype=np.uint8)
-    for name, part in zip(
-        [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"], np.split(rows, 6), strict=True
-    ):
+    for name, part in zip([f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"], np.split(rows, 6), strict=True):
         (folder / f"{name}.bin").write_bytes(part.tobytes())
     return rows
 
 
-def python2_pickle(
-    pixels: np.ndarray, labels: list[int], by_columns: bool = False, key: bytes = b"labels"
-) -> bytes:
+def python2_pickle(pixels: np.ndarray, labels: list[int], by_columns: bool = False, key: bytes = b"labels") -> bytes:
     """The opcodes of the published files (protocol 2, written by Python 2)."""
 
     def text(value: bytes) -> bytes:
@@ -228,16 +222,7 @@ def python2_pickle(
     )  # fmt: skip
     numbers = b"]q\x05(" + b"".join(b"K" + bytes([n]) for n in labels) + b"e"
     entries = text(b"batch_label") + text(b"training batch 1 of 5") + text(key) + numbers
-    return (
-        b"\x80\x02}q\x01("
-        + entries
-        + text(b"data")
-        + array
-        + text(b"filenames")
-        + b"]("
-        + text(b"x.png")
-        + b"eu."
-    )
+    return b"\x80\x02}q\x01(" + entries + text(b"data") + array + text(b"filenames") + b"](" + text(b"x.png") + b"eu."
 
 
 def test_cifar_is_read_from_its_binary_version(tmp_path):
@@ -276,9 +261,7 @@ def test_cifar_is_read_from_its_python_version_without_unpickling(tmp_path, monk
     rows = binary_cifar(tmp_path / "bin")
     place = tmp_path / "cifar-10-batches-py"
     place.mkdir()
-    for name, part in zip(
-        [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"], np.split(rows, 6), strict=True
-    ):
+    for name, part in zip([f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"], np.split(rows, 6), strict=True):
         raw = python2_pickle(part[:, 1:], part[:, 0].tolist(), by_columns)
         (place / name).write_bytes(raw)
     loaded = pickle.loads(raw, encoding="bytes")  # the imitation is faithful: numpy understands it

@@ -14,9 +14,7 @@ from halp_iee.train.events import read
 def test_events_come_back_as_they_were_logged(tmp_path):
     with EventLog(tmp_path / "deep" / "log") as log:
         log.step = 3
-        log.log(
-            "prune", loss=np.float32(0.5), widths={"a": np.int64(4)}, keep=torch.arange(2), gap=float("inf")
-        )
+        log.log("prune", loss=np.float32(0.5), widths={"a": np.int64(4)}, keep=torch.arange(2), gap=float("inf"))
         assert read(log.path) == [
             {"event": "prune", "step": 3, "loss": 0.5, "widths": {"a": 4}, "keep": [0, 1], "gap": None}
         ]  # at once, not only when the log is closed

@@ -122,9 +122,7 @@ def test_taylor_is_the_derivative_of_the_loss_by_a_gate_on_each_channel(case):
 def test_taylor_bn_is_the_formula_of_the_appendix(case):
     model, graph = case
     backward(model)
-    expected = sum(
-        (bn.weight.grad * bn.weight + bn.bias.grad * bn.bias).abs() for bn in (model.bn0, model.bn1)
-    )
+    expected = sum((bn.weight.grad * bn.weight + bn.bias.grad * bn.bias).abs() for bn in (model.bn0, model.bn1))
     torch.testing.assert_close(score("taylor_bn", model, graph)["stem"], expected.detach().double())
 
 
@@ -184,9 +182,7 @@ def test_a_slim_network_scores_as_the_same_tensors_do_in_place_and_the_absent_sc
     full = dict(model.named_parameters())
     for name, labels in graph.axes.items():
         positions[name] = tuple(
-            None
-            if u is None
-            else np.flatnonzero([g not in keep or i in keep[g] for g, i in zip(*u, strict=True)])
+            None if u is None else np.flatnonzero([g not in keep or i in keep[g] for g, i in zip(*u, strict=True)])
             for u in labels
         )
     zeroed, cut = Net(), Net()

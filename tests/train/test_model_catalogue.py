@@ -163,9 +163,7 @@ def test_weights_are_loaded_from_a_state_dict_with_or_without_a_prefix(tiny_net,
     for prefix in ("", "module.", "_orig_mod."):
         save_file({prefix + name: value for name, value in source.state_dict().items()}, tmp_path / "w")
         load_weights(target, tmp_path / "w")
-        assert all(
-            torch.equal(value, target.state_dict()[name]) for name, value in source.state_dict().items()
-        )
+        assert all(torch.equal(value, target.state_dict()[name]) for name, value in source.state_dict().items())
 
 
 def test_weights_are_loaded_from_a_checkpoint_of_a_training(tiny_net, tiny_data, tmp_path):

@@ -50,9 +50,7 @@ class Narrowing:
             for group in self.optimizer.param_groups:
                 group["params"] = [new if p is old else p for p in group["params"]]
             slots = self.optimizer.state.pop(old, {})
-            cut = {
-                k: v.narrow(axis, 0, width).clone() if v.shape == old.shape else v for k, v in slots.items()
-            }
+            cut = {k: v.narrow(axis, 0, width).clone() if v.shape == old.shape else v for k, v in slots.items()}
             if cut:
                 self.optimizer.state[new] = cut
         for name in ("running_mean", "running_var"):
@@ -73,9 +71,7 @@ def run(net, data, folder, *, rcp=None, with_method=False, log=None, **options):
     optimizer = make_optimizer(model, rcp)
     method = Narrowing(model, optimizer) if with_method else None
     events = EventLog(log) if log else None
-    history = fit(
-        model, data, rcp, method=method, optimizer=optimizer, checkpoint_dir=folder, events=events, **options
-    )
+    history = fit(model, data, rcp, method=method, optimizer=optimizer, checkpoint_dir=folder, events=events, **options)
     return model, optimizer, history, method
 
 
@@ -133,9 +129,7 @@ def test_a_run_stopped_many_times_logs_what_one_that_never_was_logs(tiny_net, ti
 
 def test_a_finished_run_is_not_trained_again(tiny_net, tiny_data, tmp_path):
     model, opt, first, _ = run(tiny_net, tiny_data, tmp_path)
-    again, opt_again, second, _ = run(
-        tiny_net, tiny_data, tmp_path, progress=lambda _: pytest.fail("trained")
-    )
+    again, opt_again, second, _ = run(tiny_net, tiny_data, tmp_path, progress=lambda _: pytest.fail("trained"))
     assert_same(bits(model, opt), bits(again, opt_again))
     assert second.epochs == first.epochs
 
@@ -206,9 +200,7 @@ def test_a_checkpoint_that_was_cut_off_is_refused(tiny_net, tiny_data, tmp_path,
         run(tiny_net, tiny_data, tmp_path)
 
 
-def test_a_checkpoint_with_any_changed_byte_in_its_header_never_ends_in_another_error(
-    tiny_net, tiny_data, tmp_path
-):
+def test_a_checkpoint_with_any_changed_byte_in_its_header_never_ends_in_another_error(tiny_net, tiny_data, tmp_path):
     run(tiny_net, tiny_data, tmp_path, stop_after=2)
     file = tmp_path / CHECKPOINT
     raw = file.read_bytes()
@@ -231,9 +223,7 @@ def test_a_checkpoint_with_any_changed_byte_in_its_header_never_ends_in_another_
         ({"with_method": True}, "method is none"),
     ],
 )
-def test_a_checkpoint_of_another_run_is_refused_and_the_difference_named(
-    tiny_net, tiny_data, tmp_path, change, word
-):
+def test_a_checkpoint_of_another_run_is_refused_and_the_difference_named(tiny_net, tiny_data, tmp_path, change, word):
     run(tiny_net, tiny_data, tmp_path, stop_after=2)
     with pytest.raises(CheckpointError, match=word):
         run(tiny_net, tiny_data, tmp_path, **change)
@@ -260,14 +250,10 @@ def test_nothing_but_the_checkpoint_is_left_behind(tiny_net, tiny_data, tmp_path
     assert [file.name for file in tmp_path.iterdir()] == [CHECKPOINT]
 
 
-def test_a_loss_that_is_not_finite_stops_the_training_before_the_weights_change(
-    tiny_net, tiny_data, tmp_path
-):
+def test_a_loss_that_is_not_finite_stops_the_training_before_the_weights_change(tiny_net, tiny_data, tmp_path):
     model = tiny_net()
     events = EventLog(tmp_path / "log")
-    with pytest.raises(
-        TrainingError, match=r"epoch \d, step \d+, at learning rate [\d.]+e\+.*grad_clip_norm"
-    ):
+    with pytest.raises(TrainingError, match=r"epoch \d, step \d+, at learning rate [\d.]+e\+.*grad_clip_norm"):
         fit(model, tiny_data, recipe(lr=1e30, warmup_epochs=0), events=events)
     assert read(tmp_path / "log") == []
 

@@ -37,9 +37,7 @@ def broadcast(step: Step, refs: Sequence[Ref], zero: Callable[[list[bool | None]
         if size == 1 or 0 in sizes:
             result.append(None)
             continue
-        present = [
-            label[axis] if sizes[i] == size else None for i, label in enumerate(labels) if len(label) >= -axis
-        ]
+        present = [label[axis] if sizes[i] == size else None for i, label in enumerate(labels) if len(label) >= -axis]
         carried = [axis_label for axis_label in present if axis_label is not None]
         if not carried:
             result.append(None)

@@ -58,9 +58,7 @@ def convolution(step: Step) -> None:
         else:
             heads = _tie_within(step, whole.atoms, groups)
             if x[1] is None:
-                step.freeze(
-                    whole, "a grouped convolution of a tensor of fixed size, such as the network's input"
-                )
+                step.freeze(whole, "a grouped convolution of a tensor of fixed size, such as the network's input")
             else:
                 step.tie(heads, _tie_within(step, x[1].atoms, groups))
             out = Axis(np.repeat(heads, out_size // groups), whole.zero)
@@ -142,9 +140,7 @@ def _add(step: Step, label: Label, added: Ref) -> Label:
             continue
         met = step.meet(current, other[axis]) if current is not None or other[axis] is not None else None
         beside = other[axis]
-        result[axis] = (
-            None if met is None else Axis(met.atoms, met.zero and beside is not None and beside.zero)
-        )
+        result[axis] = None if met is None else Axis(met.atoms, met.zero and beside is not None and beside.zero)
     return result
 
 
@@ -210,10 +206,7 @@ RULES: dict[str, Rule] = {
     "aten::convolution": Rule("conv", convolution),
     "aten::_convolution": Rule("conv", convolution),
     "aten::mkldnn_convolution": Rule("conv", convolution),
-    **{
-        f"aten::{name}": Rule("matmul", matmul)
-        for name in ["mm", "bmm", "addmm", "baddbmm", "mv", "dot", "matmul"]
-    },
+    **{f"aten::{name}": Rule("matmul", matmul) for name in ["mm", "bmm", "addmm", "baddbmm", "mv", "dot", "matmul"]},
     "aten::linear": Rule("linear", linear),
     **{
         f"aten::{name}": Rule("attention", attention)

@@ -95,9 +95,7 @@ def compare(step: Step) -> None:
 
 def where(step: Step) -> None:
     refs = [step[name] for name in ("condition", "self", "other") if isinstance(step[name], Ref)]
-    step.emit_all(
-        broadcast(step, refs, lambda zeros: len(zeros) == 3 and zeros[1] is True and zeros[2] is True)
-    )
+    step.emit_all(broadcast(step, refs, lambda zeros: len(zeros) == 3 and zeros[1] is True and zeros[2] is True))
 
 
 def masked_fill(step: Step) -> None:
@@ -202,9 +200,7 @@ RULES: dict[str, Rule] = {
     **_functions("elementwise", copy_into, "copy"),
     **_functions("elementwise", fill, "fill zero"),
     **_functions("factory", partial(factory, zero=True), "zeros new_zeros"),
-    **_functions(
-        "factory", factory, "ones full new_ones new_full empty new_empty empty_strided new_empty_strided"
-    ),
+    **_functions("factory", factory, "ones full new_ones new_full empty new_empty empty_strided new_empty_strided"),
     **_functions("factory", partial(like, zero=True), "zeros_like"),
     **_functions("factory", like, "ones_like full_like empty_like rand_like randn_like"),
     **_functions(
@@ -217,7 +213,5 @@ RULES: dict[str, Rule] = {
 
 def activation_attrs(args: dict[str, Any], name: str) -> dict[str, Any]:
     """What an activation is, for those who cost or export it."""
-    plain = {
-        key: value for key, value in args.items() if isinstance(value, (int, float, str)) and key != "self"
-    }
+    plain = {key: value for key, value in args.items() if isinstance(value, (int, float, str)) and key != "self"}
     return {"function": name.split("::")[-1].lstrip("_"), **plain}

@@ -62,9 +62,7 @@ def layer_norm(step: Step) -> None:
                 step.freeze(step.label(step[name]), TOGETHER)
         last = [None if axis is None else Axis(axis.atoms, False) for axis in label[-count:]]
     bare = not isinstance(step["bias"], Ref)
-    step.emit(
-        [*(None if axis is None else Axis(axis.atoms, axis.zero and bare) for axis in label[:-count]), *last]
-    )
+    step.emit([*(None if axis is None else Axis(axis.atoms, axis.zero and bare) for axis in label[:-count]), *last])
 
 
 def group_norm(step: Step) -> None:

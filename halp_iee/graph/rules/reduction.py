@@ -54,9 +54,7 @@ def along(step: Step) -> None:
     dims = _dims(step, len(label)) if step["dims"] is None else [normal(d, len(label)) for d in step["dims"]]
     step.freeze([label[i] for i in dims], "mixed over all its channels together")
     kept = "softmax" not in step.call.name
-    step.emit_all(
-        [None if a is None or i in dims else Axis(a.atoms, a.zero and kept) for i, a in enumerate(label)]
-    )
+    step.emit_all([None if a is None or i in dims else Axis(a.atoms, a.zero and kept) for i, a in enumerate(label)])
 
 
 def spatial(step: Step) -> None:

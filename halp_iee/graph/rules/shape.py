@@ -60,11 +60,7 @@ def view(step: Step) -> None:
             continue
         spread = axis.atoms.reshape([-1 if i == carried[-1] else 1 for i in old])
         spread = np.broadcast_to(spread, [before[i] for i in old]).reshape([after[j] for j in new])
-        varying = [
-            k
-            for k, size in enumerate(spread.shape)
-            if size > 1 and (spread != spread.take([0], axis=k)).any()
-        ]
+        varying = [k for k, size in enumerate(spread.shape) if size > 1 and (spread != spread.take([0], axis=k)).any()]
         if not varying:
             varying = [int(np.argmax(spread.shape))]
         if len(varying) > 1:
@@ -163,9 +159,7 @@ def join(step: Step) -> None:
             met = axes[0]
             for other in axes[1:]:
                 met = step.meet(met, other)
-            result.append(
-                None if met is None else Axis(met.atoms, all(a is not None and a.zero for a in axes))
-            )
+            result.append(None if met is None else Axis(met.atoms, all(a is not None and a.zero for a in axes)))
     step.emit(result)
 
 
@@ -189,9 +183,7 @@ def _parts(step: Step, axis: Axis, sizes: list[int]) -> list[Axis | None]:
         return [axis]
     taken = step.labels.choose((step.call.index, 0), axis.atoms, options)
     if taken >= options:
-        step.freeze(
-            axis, "split at sizes hard-coded in forward" if not equal else "a size hard-coded in forward"
-        )
+        step.freeze(axis, "split at sizes hard-coded in forward" if not equal else "a size hard-coded in forward")
     cuts = np.split(axis.atoms, np.cumsum(sizes)[:-1])
     if taken < options:
         for cut in cuts[1:]:
@@ -308,9 +300,7 @@ def index_put(step: Step) -> None:
         else:
             other = values[position]
             met = step.meet(one, other) if one is not None or other is not None else None
-            result.append(
-                None if met is None else Axis(met.atoms, met.zero and other is not None and other.zero)
-            )
+            result.append(None if met is None else Axis(met.atoms, met.zero and other is not None and other.zero))
     beyond = values if not leading else values[: max(0, len(values) - (len(label) - len(indices)))]
     step.freeze(beyond, "written at positions")
     for ref in (one for one in indices if isinstance(one, Ref)):

@@ -28,14 +28,10 @@ def backend_for(
     if source is not None and source not in SOURCES:
         raise UsageError("The source is not known", f"it is {source!r}", "Use measured or modelled")
     if threads < 1 or batch < 1:
-        raise UsageError(
-            "The device cannot be profiled", f"{threads} threads, batch {batch}", "Use 1 or more of both"
-        )
+        raise UsageError("The device cannot be profiled", f"{threads} threads, batch {batch}", "Use 1 or more of both")
     if device.kind == "cpu":
         if source == "modelled":
-            raise DeviceError(
-                f"{device.label} cannot be modelled", "there is no datasheet for it", "Measure it"
-            )
+            raise DeviceError(f"{device.label} cannot be modelled", "there is no datasheet for it", "Measure it")
         if precision != "fp32":
             raise UsageError("The CPU is profiled in fp32 only", f"precision is {precision!r}", "Use fp32")
         from halp_profiler.backends.ort_cpu import OrtCpu
@@ -43,13 +39,9 @@ def backend_for(
         return OrtCpu(threads=threads, batch=batch)
     if source == "measured":
         why = "attached GPUs cannot be timed yet" if device.attached else "it is not attached to this machine"
-        raise DeviceError(
-            f"{device.label} cannot be measured", why, "Leave the source out for a modelled table"
-        )
+        raise DeviceError(f"{device.label} cannot be measured", why, "Leave the source out for a modelled table")
     if device.datasheet is None:
-        raise DeviceError(
-            f"{device.label} cannot be modelled", "there is no datasheet for it", "Name another device"
-        )
+        raise DeviceError(f"{device.label} cannot be modelled", "there is no datasheet for it", "Name another device")
     from halp_profiler.backends.modelled import Modelled
 
     return Modelled(device.datasheet, batch=batch, precision=precision)

@@ -55,9 +55,7 @@ class Modelled:
     name = "modelled"
     together = 1024
 
-    def __init__(
-        self, datasheet: Datasheet, *, batch: int = 1, precision: str = "fp32", fused: bool = True
-    ) -> None:
+    def __init__(self, datasheet: Datasheet, *, batch: int = 1, precision: str = "fp32", fused: bool = True) -> None:
         if precision not in datasheet.tflops:
             raise UsageError(
                 f"{datasheet.label} cannot be modelled in {precision}",
@@ -135,9 +133,7 @@ class Modelled:
                 compute = 2 * made * group * window / (fp32 * _DEPTHWISE_SHARE)
             else:
                 groups = max(1, c_in // kernel.group_width)
-                compute = groups * self._product_ms(
-                    rows, c_out // groups, group * window, self._share_of(groups)
-                )
+                compute = groups * self._product_ms(rows, c_out // groups, group * window, self._share_of(groups))
         residual = made * kernel.fused.count("add")
         if kernel.op in ("add", "mul"):
             residual += made if kernel.op == "add" else 0

@@ -128,9 +128,7 @@ def activation(d: Drawing, name: str, x: str) -> str:
             erf = d.node("Erf", [d.node("Div", [x, scalar(2**0.5)])])
             return d.node("Mul", [d.node("Mul", [x, d.node("Add", [erf, scalar(1)])]), scalar(0.5)])
         case _:
-            return d.node(
-                {"sigmoid": "Sigmoid", "tanh": "Tanh", "leaky_relu": "LeakyRelu", "elu": "Elu"}[name], [x]
-            )
+            return d.node({"sigmoid": "Sigmoid", "tanh": "Tanh", "leaky_relu": "LeakyRelu", "elu": "Elu"}[name], [x])
 
 
 def _conv(d: Drawing, k: Kernel, x: str, c_in: int, c_out: int, batch: int) -> str:

@@ -19,9 +19,7 @@ from halp_profiler.steps import Steps
 from halp_profiler.table import Header, Point
 from halp_profiler.timing import Timing, time_interleaved
 
-_SESSION_MS = (
-    0.25  # a session runs its kernel as often as fills about this, so that the call itself hardly counts
-)
+_SESSION_MS = 0.25  # a session runs its kernel as often as fills about this, so that the call itself hardly counts
 _MAX_REPEATS = 48
 _GMACS_A_MS = 0.04  # a rough guess of one core, only to choose the number of repetitions
 _UNSTABLE_OVER = 0.08
@@ -58,9 +56,7 @@ class OrtCpu:
     name = "onnxruntime-cpu"
     together = 6  # points in one set of interleaved rounds
 
-    def __init__(
-        self, *, threads: int = 1, batch: int = 1, min_rounds: int = 9, min_seconds: float = 0.004
-    ) -> None:
+    def __init__(self, *, threads: int = 1, batch: int = 1, min_rounds: int = 9, min_seconds: float = 0.004) -> None:
         try:
             import onnx  # noqa: F401  (the builder needs it; better to say so at once)
             import onnxruntime
@@ -84,9 +80,7 @@ class OrtCpu:
         self.overhead_ms = self._measure_overhead()
         self.block = self._find_block()
         self._reference = self._prepare(Request(_CONV, 64, 64)).calls["many"]
-        self._reference_ms = time_interleaved({"": self._reference}, min_seconds=0.02, min_rounds=20)[
-            ""
-        ].median_ms
+        self._reference_ms = time_interleaved({"": self._reference}, min_seconds=0.02, min_rounds=20)[""].median_ms
         self._slow_in_a_row = 0
 
     def header(self) -> Header:
@@ -185,9 +179,7 @@ class OrtCpu:
         timing = timings[f"{i}many"]
         base = timings[f"{i}one"].median_ms if prepared.carried else self.overhead_ms
         share = prepared.repeats - 1 if prepared.carried else prepared.repeats
-        median, p25, p75 = (
-            max(0.0, (ms - base) / share) for ms in (timing.median_ms, timing.p25_ms, timing.p75_ms)
-        )
+        median, p25, p75 = (max(0.0, (ms - base) / share) for ms in (timing.median_ms, timing.p25_ms, timing.p75_ms))
         flags = ("unstable",) if timing.unstable else ()
         return Point(request.kernel, request.c_in, request.c_out, median, p25, p75, timing.samples, flags)
 
@@ -213,9 +205,7 @@ class OrtCpu:
 
     def _shapes(self, built: Any, piece: Any) -> dict[str, tuple[int, ...]]:
         """Shapes of the piece's inputs, with the channels that the runtime's layout really stores."""
-        declared = {
-            v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in built.graph.input
-        }
+        declared = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in built.graph.input}
         probes = [shape for name, shape in declared.items() if name.startswith("probe_")]
         shapes: dict[str, tuple[int, ...]] = {}
         for name, stored in piece.entries.items():
