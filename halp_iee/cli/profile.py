@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from halp_iee.cli import options, show
 from halp_iee.cli.progress import Bars
+
+if TYPE_CHECKING:
+    from halp_iee.graph import ChannelGraph
+    from halp_iee.run.job import DeviceChoice
 
 
 @click.command("profile")
@@ -22,8 +26,17 @@ from halp_iee.cli.progress import Bars
     metavar="FILE",
     help="The table's file; one that is there is continued.  [default: in the user's cache]",
 )
+@click.option(
+    "--emit",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="FILE",
+    help="Measure nothing; write what is to be measured, for `python -m halp_profiler run FILE` on the device itself.",
+)
 @options.json_flag
-def command(model: str, input_shape: tuple[int, ...] | None, out: Path | None, as_json: bool, **device: Any) -> int:
+def command(
+    model: str, input_shape: tuple[int, ...] | None, out: Path | None, emit: Path | None, as_json: bool, **device: Any
+) -> int:
     """Time a network's layers over channel counts and write a latency table.
 
     What the table holds already is not measured again, so an interrupted sweep goes on when it is called again. For
@@ -45,6 +58,8 @@ def command(model: str, input_shape: tuple[int, ...] | None, out: Path | None, a
     network = models.build(model)
     shape = input_shape or models.default_input_shape(model)
     graph = trace(network, torch.randn(choice.batch, *shape))
+    if emit is not None:
+        return _emit(graph, emit, choice, as_json)
     table = stages.find_or_make_table(graph, model, choice, shape, bars, out).table
     cost = LatencyModel(graph, table)
     if as_json:
@@ -61,4 +76,20 @@ def command(model: str, input_shape: tuple[int, ...] | None, out: Path | None, a
     click.echo(show.table(["layer", "channels", "ms", "share"], rows))
     click.echo(f"\n{model} dense: {cost.dense_ms:.4g} ms as the sum of {len(cost.layers)} layers, {table.source}; "
                f"{1000 * table.batch / cost.dense_ms:.0f} FPS")  # fmt: skip
+    return 0
+
+
+def _emit(graph: ChannelGraph, path: Path, choice: DeviceChoice, as_json: bool) -> int:
+    """Write the plan of a sweep, and say how to carry it out where only the profiler is installed."""
+    from halp_iee.latency.profile import emit
+
+    settings: dict[str, Any] = {"device": choice.name, "threads": choice.threads, "batch": choice.batch}
+    settings |= {"max_error": choice.max_error}
+    settings |= {"time_budget_s": choice.time_budget_s} if choice.time_budget_s else {}
+    plan = emit(graph, path, **settings)
+    if as_json:
+        show.emit_json({"plan": str(path), "kernels": len(plan.ranges)})
+        return 0
+    click.echo(f"{path}: {len(plan.ranges)} kernels to measure. On the device, with halp_profiler and ONNX Runtime:\n")
+    click.echo(f"  python -m halp_profiler run {path.name} --out table.jsonl\n\nThen give the table to --table.")
     return 0

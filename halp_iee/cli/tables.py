@@ -155,3 +155,37 @@ def merge(tables: tuple[str, ...], out: Path) -> int:
     merged = merge_tables([find(name) for name in tables], out)
     click.echo(f"{out}: {len(merged.points)} points")
     return 0
+
+
+@command.command("diff")
+@click.argument("first", metavar="TABLE")
+@click.argument("second", metavar="TABLE")
+@options.json_flag
+def diff(first: str, second: str, as_json: bool) -> int:
+    """Compare two tables kernel by kernel, over the points that both hold."""
+    import numpy as np
+
+    from halp_iee.latency import LatencyTable
+
+    a, b = LatencyTable.load(first), LatencyTable.load(second)
+    rows: list[dict[str, Any]] = []
+    for kernel in a.kernels:
+        other = {p.key: p.median_ms for p in b.points(kernel)}
+        pairs = [(p.median_ms, other[p.key]) for p in a.points(kernel) if p.key in other and p.median_ms > 0]
+        if pairs:
+            ratios = np.array([theirs / mine for mine, theirs in pairs])
+            rows.append({"kernel": kernel.key, "points": len(pairs), "median_ratio": float(np.median(ratios)),
+                         "least_ratio": float(ratios.min()), "largest_ratio": float(ratios.max())})  # fmt: skip
+    differs = a.header.difference(b.header)
+    alone = [len(set(x.kernels) - set(y.kernels)) for x, y in ((a, b), (b, a))]
+    if as_json:
+        show.emit_json(
+            {"header_difference": differs, "kernels": rows, "only_in_first": alone[0], "only_in_second": alone[1]}
+        )
+        return 0
+    click.echo(f"Headers: {differs or 'the same device and settings'}.")
+    cells = [[r["kernel"], str(r["points"]), *(f"{r[k]:.3f}" for k in ("median_ratio", "least_ratio", "largest_ratio"))]
+             for r in rows]  # fmt: skip
+    click.echo(show.table(["kernel", "points", "median second/first", "least", "largest"], cells))
+    click.echo(f"{alone[0]} kernels only in the first, {alone[1]} only in the second")
+    return 0
