@@ -17,9 +17,8 @@ if TYPE_CHECKING:
 @options.json_flag
 def command(as_json: bool) -> int:
     """List the devices that can be measured here, and those that can be modelled."""
-    from halp_profiler.devices import attached, known
-
     from halp_iee.measure import runtime
+    from halp_profiler.devices import attached, known
 
     here, modelled = attached(), known()
     if as_json:

@@ -11,9 +11,8 @@ import click
 from halp_iee.cli import options, show
 
 if TYPE_CHECKING:
-    from halp_profiler.kernel import Kernel
-
     from halp_iee.latency import LatencyTable
+    from halp_profiler.kernel import Kernel
 
 
 @click.group("tables", invoke_without_command=True)
@@ -148,9 +147,8 @@ def check(table: str, as_json: bool) -> int:
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help="The table to write.")
 def merge(tables: tuple[str, ...], out: Path) -> int:
     """Write one table from several of the same device."""
-    from halp_profiler.table import merge as merge_tables
-
     from halp_iee.latency.table import find
+    from halp_profiler.table import merge as merge_tables
 
     merged = merge_tables([find(name) for name in tables], out)
     click.echo(f"{out}: {len(merged.points)} points")

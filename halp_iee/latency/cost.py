@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from halp_profiler.kernel import Kernel
-from halp_profiler.surface import Surface
 
 from halp_iee.graph.records import Width
+from halp_profiler.kernel import Kernel
+from halp_profiler.surface import Surface
 
 
 @dataclass(frozen=True)

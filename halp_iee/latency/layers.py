@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
+
+from halp_iee.graph.records import ChannelGroup, Op, Width
 from halp_profiler.errors import HalpError
 from halp_profiler.kernel import ACTIVATIONS, Kernel, KernelRange
 from halp_profiler.sweep import merged
-
-from halp_iee.graph.records import ChannelGroup, Op, Width
 
 FREE = frozenset({"view", "reshape", "flatten", "dropout", "identity", "permute"})
 """Kinds that move no data, or whose move the runtime folds into its neighbours."""

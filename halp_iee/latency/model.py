@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from halp_profiler.errors import TableError, UsageError
-from halp_profiler.kernel import TWO_SIDED, Kernel
 
 from halp_iee.latency.cost import LayerCost
 from halp_iee.latency.layers import Traced, Unmodelled, layers_of, unmodelled_of
 from halp_iee.latency.table import LatencyTable
+from halp_profiler.errors import TableError, UsageError
+from halp_profiler.kernel import TWO_SIDED, Kernel
 
 
 @dataclass(frozen=True)

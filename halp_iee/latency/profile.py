@@ -7,15 +7,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from halp_iee.latency.layers import Traced, sweep_plan
+from halp_iee.latency.table import SUFFIX, LatencyTable, cache_folder, slug
 from halp_profiler import plan, sweep
 from halp_profiler.backends import backend_for
 from halp_profiler.devices import Device, find
 from halp_profiler.errors import TableError
 from halp_profiler.kernel import KernelRange
 from halp_profiler.sweep import Progress
-
-from halp_iee.latency.layers import Traced, sweep_plan
-from halp_iee.latency.table import SUFFIX, LatencyTable, cache_folder, slug
 
 
 def profile_network(

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import halp_profiler
 import numpy as np
+
+import halp_profiler
 from halp_profiler import table as tables
 from halp_profiler.devices import host_fingerprint
 from halp_profiler.errors import TableError

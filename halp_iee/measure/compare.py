@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from halp_profiler.timing import time_interleaved
 
 from halp_iee.errors import UsageError
 from halp_iee.measure.latency import Inputs, make_call
+from halp_profiler.timing import time_interleaved
 
 Verdict = Literal["same", "faster", "slower"]
 _RESAMPLES = 4000

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from halp_profiler.timing import Timing, time_interleaved
 
 from halp_iee.errors import UnstableError, UsageError
 from halp_iee.measure import runtime
+from halp_profiler.timing import Timing, time_interleaved
 
 Inputs = np.ndarray | Sequence[np.ndarray] | Mapping[str, np.ndarray]
 

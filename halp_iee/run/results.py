@@ -8,8 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from halp_profiler.devices import attached
-
 import halp_iee
 from halp_iee.measure import runtime
 from halp_iee.measure.flops import Counts, count
@@ -20,6 +18,7 @@ from halp_iee.run.stages import Cost, Measured, Network, Slimmed
 from halp_iee.run.training import Reference
 from halp_iee.slim.artifact import save
 from halp_iee.train.records import steps_per_epoch
+from halp_profiler.devices import attached
 
 
 def artifact(job: Job, network: Network, slimmed: Slimmed, cost: Cost, run: RunDirectory) -> Path:

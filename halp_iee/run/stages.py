@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from halp_profiler.devices import Device
-from halp_profiler.devices import find as find_device
 from torch import Tensor, nn
 
 import halp_iee
@@ -27,6 +25,8 @@ from halp_iee.run.clock import RuntimeClock
 from halp_iee.run.directory import RunDirectory, read_json, write_json
 from halp_iee.run.job import DeviceChoice, Job
 from halp_iee.solve import solve
+from halp_profiler.devices import Device
+from halp_profiler.devices import find as find_device
 
 if TYPE_CHECKING:
     from halp_iee.train.data import Data

@@ -2,12 +2,12 @@ import random
 
 import numpy as np
 import pytest
-from halp_profiler import sweep
-from halp_profiler import table as tables
-from halp_profiler.errors import TableError, UsageError
 
 from halp_iee.latency import LatencyModel, LatencyTable
 from halp_iee.latency.layers import sweep_plan
+from halp_profiler import sweep
+from halp_profiler import table as tables
+from halp_profiler.errors import TableError, UsageError
 from tests.latency.networks import residual_network
 from tests.profiler.fakes import FakeBackend, header
 

@@ -5,12 +5,12 @@ from math import prod
 import pytest
 import torch
 import torchvision
-from halp_profiler.backends.modelled import Modelled
-from halp_profiler.datasheet import DATASHEETS
-from halp_profiler.geometry import output_spatial
 
 from halp_iee.graph import trace
 from halp_iee.latency import LatencyModel, LatencyTable, layers_of
+from halp_profiler.backends.modelled import Modelled
+from halp_profiler.datasheet import DATASHEETS
+from halp_profiler.geometry import output_spatial
 
 PUBLISHED = ((None, 1019), (3.00, 1213), (1.96, 1674), (1.11, 2610))  # GMACs, FPS at batch 256
 

@@ -1,11 +1,11 @@
 import pytest
-from halp_profiler import table as tables
-from halp_profiler.__main__ import main
-from halp_profiler.errors import DeviceError, TableError, UsageError
 
 from halp_iee.latency import LatencyModel, LatencyTable
 from halp_iee.latency.profile import default_table_path, emit, missing_from, profile_network
 from halp_iee.latency.table import available, find, slug
+from halp_profiler import table as tables
+from halp_profiler.__main__ import main
+from halp_profiler.errors import DeviceError, TableError, UsageError
 from tests.latency.networks import residual_network
 from tests.profiler.fakes import CONV, header, point
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 import pytest
 import torch
+
 from halp_iee import models
 from halp_iee.cli.main import cli
 

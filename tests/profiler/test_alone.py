@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from halp_profiler import plan, sweep
 from halp_profiler import table as tables
 from halp_profiler.__main__ import main
 from halp_profiler.errors import TableError
 from halp_profiler.kernel import Kernel, KernelRange
-
 from tests.profiler.fakes import CONV, LINEAR
 
 MODULES = [

@@ -2,6 +2,7 @@ import itertools
 import json
 
 import pytest
+
 from halp_profiler.errors import TableError
 from halp_profiler.kernel import OPS, Kernel, KernelRange
 

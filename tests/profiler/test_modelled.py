@@ -2,6 +2,7 @@ import itertools
 
 import numpy as np
 import pytest
+
 from halp_profiler import sweep
 from halp_profiler import table as tables
 from halp_profiler.backends import backend_for

@@ -4,10 +4,10 @@ import time
 
 import numpy as np
 import pytest
+
 from halp_profiler.errors import TableError
 from halp_profiler.steps import Steps
 from halp_profiler.surface import HELD_OUT, Surface
-
 from tests.profiler.fakes import CONV, DEPTHWISE, LINEAR, header, point, staircase_ms
 
 RULES = [Steps(), Steps(1, 8, 8), Steps(4, 16, 16, 16), Steps(8, 1, 32), Steps(4, 16, 16)]

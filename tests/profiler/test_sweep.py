@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from halp_profiler import sweep
 from halp_profiler import table as tables
 from halp_profiler.backends.base import Request
 from halp_profiler.errors import DeviceError, TableError, UsageError
 from halp_profiler.kernel import Kernel, KernelRange
 from halp_profiler.surface import Surface
-
 from tests.profiler.fakes import CONV, DEPTHWISE, LINEAR, FakeBackend, staircase_ms
 
 RANGES = [

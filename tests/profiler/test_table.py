@@ -4,10 +4,10 @@ import os
 import random
 
 import pytest
+
 from halp_profiler import table as tables
 from halp_profiler.errors import TableError
 from halp_profiler.table import Point
-
 from tests.profiler.fakes import CONV, LINEAR, header, point
 
 

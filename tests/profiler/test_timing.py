@@ -1,6 +1,7 @@
 import gc
 
 import pytest
+
 from halp_profiler.timing import time_interleaved
 
 
