@@ -14,7 +14,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from halp_iee.graph import ChannelGraph, ChannelGroup, trace
     from halp_iee.latency import LatencyModel, LatencyTable
-    from halp_iee.methods.iee import IEE, IEEConfig
+    from halp_iee.methods.config import IEEConfig
+    from halp_iee.methods.iee import IEE
     from halp_iee.slim.artifact import load, save
     from halp_iee.solve import Answer, solve
 
@@ -27,7 +28,7 @@ _WHERE = {
     "solve": "halp_iee.solve",
     "Answer": "halp_iee.solve",
     "IEE": "halp_iee.methods.iee",
-    "IEEConfig": "halp_iee.methods.iee",
+    "IEEConfig": "halp_iee.methods.config",
     "save": "halp_iee.slim.artifact",
     "load": "halp_iee.slim.artifact",
 }

@@ -16,13 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from halp_iee.errors import UsageError
+from halp_iee.methods.structure import Units
 from halp_iee.slim.surgery import slim_
 
 if TYPE_CHECKING:
     from halp_iee.graph import ChannelGraph
-
-Units = dict[str, np.ndarray]
-"""Group name -> sorted indices of units."""
 
 Positions = Mapping[str, tuple[np.ndarray | None, ...]]
 

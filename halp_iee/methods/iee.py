@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -18,10 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from halp_iee.errors import TargetError, UsageError
-from halp_iee.importance import CRITERIA, score
-from halp_iee.methods.elastic import ElasticNetwork, Units
+from halp_iee.importance import score
+from halp_iee.methods.config import IEEConfig
+from halp_iee.methods.elastic import ElasticNetwork
 from halp_iee.methods.meet import meet_as_measured
 from halp_iee.methods.schedule import exponential
+from halp_iee.methods.structure import Units, count, from_lists, iou, overlap, to_lists
 from halp_iee.solve import Answer, floor_ms, solve
 
 if TYPE_CHECKING:
@@ -30,81 +33,6 @@ if TYPE_CHECKING:
 
 Stage = Literal["importance", "accuracy", "explore", "done"]
 Event = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class IEEConfig:
-    """Settings of IEE.
-
-    Attributes:
-        H: iterations of Importance Estimation in each cycle: train Theta_K, accumulate I.
-        J: iterations of Accuracy Improvement: train the pruned Theta_K.
-        Q: iterations of Reactivate & Explore: train Theta_P, Theta_K frozen.
-        T: number of cycles.
-        omega_start: Omega^0 as a fraction of Psi (0.3 in the paper).
-        omega_end: Omega^T as a fraction of Psi. The paper gives none and its exponential
-            schedule cannot reach 0. At 0.02 the last cycles exchange single channels, so
-            the structure comes to rest by itself and no last jump is left to absorb.
-        criterion: importance, by name of `halp_iee.importance.CRITERIA`; prunes and grows.
-        start: `random`: a random Theta_K with R(Theta_K) = Psi; `dense`: everything is
-            active and the budget comes down to Psi over the first `descend` of the cycles.
-        descend: with `start="dense"`, the fraction of cycles that the descent takes.
-        solver: which of `halp_iee.solve`'s solvers decides.
-        min_fraction: least fraction of its units that a group keeps (never under one unit).
-        grow: `importance`, or `random` (ablation).
-        reactivate: `mru`: most recently used values, or `zero` (ablation).
-        freeze: Theta_K is frozen while Theta_P is explored; False is the ablation.
-        seed: of the random start and of random growth.
-    """
-
-    H: int = 10
-    J: int = 10
-    Q: int = 10
-    T: int = 8
-    omega_start: float = 0.3
-    omega_end: float = 0.02
-    criterion: str = "taylor_bn"
-    start: Literal["random", "dense"] = "random"
-    descend: float = 0.5
-    solver: str = "joint"
-    min_fraction: float = 0.0
-    grow: Literal["importance", "random"] = "importance"
-    reactivate: Literal["mru", "zero"] = "mru"
-    freeze: bool = True
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("H", "T"):
-            if getattr(self, name) < 1:
-                raise UsageError(
-                    f"IEE cannot run with {name} = {getattr(self, name)}",
-                    "it needs one or more",
-                    f"set {name} to at least 1",
-                )
-        for name in ("J", "Q"):
-            if getattr(self, name) < 0:
-                raise UsageError(
-                    f"IEE cannot run with {name} = {getattr(self, name)}",
-                    "iterations are counted from 0",
-                    f"set {name} to 0 or more",
-                )
-        if not 0 < self.omega_end <= self.omega_start < 1:
-            raise UsageError(
-                "IEE's update budget is off",
-                f"0 < omega_end <= omega_start < 1 must hold and they are {self.omega_end} and {self.omega_start}",
-                "leave them out for the paper's 0.3 falling to 0.02",
-            )
-        if self.criterion not in CRITERIA:
-            raise UsageError(
-                f"unknown importance criterion {self.criterion!r}",
-                f"there are {', '.join(CRITERIA)}",
-                "choose one of them",
-            )
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps of the whole update period, T (H + J + Q)."""
-        return self.T * (self.H + self.J + self.Q)
 
 
 class IEE:
@@ -253,6 +181,12 @@ class IEE:
             return dict(self.scores)
         return {name: (total / self._batches).cpu().numpy() for name, total in self._sums.items()}
 
+    def evaluation(self) -> AbstractContextManager[object]:
+        """Within it the model computes what its active structure alone computes, while exploring too."""
+        if self.stage != "explore":
+            return nullcontext()
+        return self.graph.masked(self.active, model=self.elastic.model)
+
     # Budgets
 
     def budget_ms(self, cycle: int) -> float:
@@ -318,7 +252,7 @@ class IEE:
         answer = self._solve(scores, budget, active=self.active)
         self.scores = {name: values.copy() for name, values in scores.items()}
         self.active = self._of(answer)
-        survived = _overlap(grown, self.active) / max(1, _count(grown)) if grown else None
+        survived = overlap(grown, self.active) / max(1, count(grown)) if grown else None
         self._emit("prune", answer, budget, before=before, survival=survived)
         self.elastic.save_awake()
         self.elastic.resize(self.active)
@@ -346,7 +280,7 @@ class IEE:
             if standing is not None and name in self.scores:
                 merged[standing] = self.scores[name][standing]
             self.scores[name] = merged
-        self._emit("grow", answer, budget, before=before, grown=_count(self._grown))
+        self._emit("grow", answer, budget, before=before, grown=count(self._grown))
         self.elastic.resize(self.active)
 
     def _settle(self) -> None:
@@ -392,8 +326,8 @@ class IEE:
         self.on_event({
             "kind": kind, "cycle": self.cycle, "budget_ms": budget_ms, "latency_ms": answer.latency_ms,
             "value": answer.value, "gap": answer.gap, "solver": answer.solver, "seconds": answer.seconds,
-            "iou": None if previous is None else _iou(previous, after),
-            "changed": None if before is None else _count(before) + _count(after) - 2 * _overlap(before, after),
+            "iou": None if previous is None else iou(previous, after),
+            "changed": None if before is None else count(before) + count(after) - 2 * overlap(before, after),
             "widths": dict(answer.widths), **more,
         })  # fmt: skip
 
@@ -401,7 +335,6 @@ class IEE:
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain data from which `load_state_dict` goes on bit for bit."""
-        lists = {name: units.tolist() for name, units in self.active.items()}
         return {
             "tensors": {
                 **self.elastic.state_tensors(),
@@ -410,9 +343,9 @@ class IEE:
             },
             "meta": {
                 "stage": self.stage, "cycle": self.cycle, "left": self._left, "batches": self._batches,
-                "active": lists, "awake": {n: u.tolist() for n, u in self.elastic.keep.items()},
-                "grown": {n: u.tolist() for n, u in self._grown.items()},
-                "previous": {k: {n: u.tolist() for n, u in s.items()} for k, s in self._previous.items()},
+                "active": to_lists(self.active), "awake": to_lists(self.elastic.keep),
+                "grown": to_lists(self._grown),
+                "previous": {k: to_lists(s) for k, s in self._previous.items()},
             },
         }  # fmt: skip
 
@@ -421,29 +354,11 @@ class IEE:
         tensors, meta = state["tensors"], state["meta"]
         self.stage, self.cycle, self._left = meta["stage"], meta["cycle"], meta["left"]
         self._batches = meta["batches"]
-        self.active = _units(meta["active"])
-        self._grown = _units(meta["grown"])
-        self._previous = {kind: _units(structure) for kind, structure in meta["previous"].items()}
+        self.active = from_lists(meta["active"])
+        self._grown = from_lists(meta["grown"])
+        self._previous = {kind: from_lists(structure) for kind, structure in meta["previous"].items()}
         self._sums = {k.removeprefix("sum/"): v.clone() for k, v in tensors.items() if k.startswith("sum/")}
         self.scores = {k.removeprefix("score/"): v.numpy().copy() for k, v in tensors.items() if k.startswith("score/")}
-        self.elastic.load_state(tensors, _units(meta["awake"]))
+        self.elastic.load_state(tensors, from_lists(meta["awake"]))
         if self.stage == "done":
             self._hook.remove()
-
-
-def _units(lists: Mapping[str, list[int]]) -> Units:
-    return {name: np.asarray(units, dtype=np.int64) for name, units in lists.items()}
-
-
-def _count(units: Mapping[str, np.ndarray]) -> int:
-    return sum(len(u) for u in units.values())
-
-
-def _overlap(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> int:
-    return sum(len(np.intersect1d(units, b[name])) for name, units in a.items() if name in b)
-
-
-def _iou(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> float:
-    """Intersection over union of two structures, over the units of all groups."""
-    both = _overlap(a, b)
-    return both / max(1, _count(a) + _count(b) - both)

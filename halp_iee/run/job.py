@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from halp_iee.methods.iee import IEEConfig
+from halp_iee.methods.config import IEEConfig
 from halp_iee.run.target import Target
 
 if TYPE_CHECKING:

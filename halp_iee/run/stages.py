@@ -19,7 +19,7 @@ from halp_iee.latency import LatencyModel, LatencyTable
 from halp_iee.latency.profile import default_table_path, missing_from, profile_network
 from halp_iee.latency.table import find as find_table
 from halp_iee.latency.table import search_folders
-from halp_iee.methods.elastic import Units
+from halp_iee.methods.structure import Units
 from halp_iee.progress import Progress
 from halp_iee.run.clock import RuntimeClock
 from halp_iee.run.directory import RunDirectory, read_json, write_json

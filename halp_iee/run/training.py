@@ -14,7 +14,8 @@ from torch import nn
 
 from halp_iee.measure.flops import count
 from halp_iee.measure.training_cost import TrainingCost
-from halp_iee.methods.iee import IEE, IEEConfig
+from halp_iee.methods.config import IEEConfig
+from halp_iee.methods.iee import IEE
 from halp_iee.methods.meet import meet_as_measured
 from halp_iee.progress import Progress, Task
 from halp_iee.run.directory import RunDirectory

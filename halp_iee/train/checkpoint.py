@@ -28,7 +28,10 @@ _SLOT = "//"  # between a parameter's name and the optimizer's name for a piece 
 
 
 class Method(Protocol):
-    """What changes the network while it is trained; `step` comes after the optimizer's."""
+    """What changes the network while it is trained; `step` comes after the optimizer's.
+
+    If it has an `evaluation()`, a context manager, the network is evaluated inside it.
+    """
 
     def step(self) -> object: ...
 

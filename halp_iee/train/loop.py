@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -313,7 +313,9 @@ def _end_epoch(run: _Run, lr: float) -> None:
     since = time.perf_counter()
     result = None
     if (at.epoch + 1) % recipe.evaluate_every == 0 or at.epoch + 1 == recipe.epochs:
-        result = evaluate(run.model, run.data.test, run.device)
+        # A method that is exploring shows the network that it would deploy.
+        with getattr(run.method, "evaluation", nullcontext)():
+            result = evaluate(run.model, run.data.test, run.device)
     spent = time.perf_counter() - since
     record = EpochRecord(
         epoch=at.epoch + 1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -158,6 +159,24 @@ def test_going_on_from_a_checkpoint_gives_the_same_bits_as_never_stopping(
         iee.step()
     for name, value in resumed.state_dict().items():
         assert torch.equal(value, expected[name]), name
+
+
+def test_while_exploring_the_active_structure_is_what_is_evaluated(world: World) -> None:
+    model = copy.deepcopy(world.model)
+    optimizer = make_optimizer("sgd", model)
+    iee = IEE(model, world.graph, world.cost, target=0.5, optimizer=optimizer, config=CONFIG)
+    seen = 0
+    for i in range(CONFIG.steps):
+        train_step(world, model, optimizer, i)
+        iee.step()
+        if iee.stage == "explore":
+            before = snapshot(model, optimizer)
+            with iee.evaluation():
+                shown = model.eval()(world.images)
+            assert all(torch.equal(value, before[name]) for name, value in snapshot(model, optimizer).items())
+            torch.testing.assert_close(shown, replace(world.graph, model=model).slim(iee.keep).eval()(world.images))
+            seen += 1
+    assert seen
 
 
 def test_falling_asleep_and_waking_up_loses_nothing(world: World) -> None:
