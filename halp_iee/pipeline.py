@@ -63,6 +63,7 @@ def _run(job: Job, directory: Path | None, progress: Progress, fresh: bool, choo
 
         started = time.monotonic()
         table = stages.table(job, network, progress)
+        run.keep_table(table.path)
         cost = stages.cost(job, network, table, run, progress)
         reference = training.reference(job, network, run, progress)
         slimmed = choose(job, network, cost, reference, run, progress)

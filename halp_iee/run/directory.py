@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,15 +84,18 @@ class RunDirectory:
     report = property(lambda self: self.root / "report.html")
     evidence = property(lambda self: self.root / "evidence.json")
     calibration = property(lambda self: self.root / "calibration.json")
+    table = property(lambda self: self.root / "table.jsonl")
 
     def claim(self, config: Mapping[str, Any]) -> None:
         """Record what the run is, or check that the directory holds the same run.
+
+        A run that failed before it had made anything leaves no claim.
 
         Raises:
             HalpError: the directory belongs to a run with other settings.
         """
         wanted = json.loads(json.dumps(config))
-        if not self.config.exists():
+        if not self.config.exists() or not self._begun():
             write_json(self.config, wanted)
             return
         there = read_json(self.config)
@@ -105,6 +109,17 @@ class RunDirectory:
                 f"its {key} is {there.get(key)!r} and this one's is {wanted.get(key)!r}",
                 "give another --out, or --fresh to replace it",
             )
+
+    def _begun(self) -> bool:
+        """Whether a run has come as far as to have something to lose."""
+        return any(path.exists() for path in (self.calibration, self.dense, self.slim, self.result))
+
+    def keep_table(self, path: Path) -> None:
+        """Keep a copy of the latency table that the run used."""
+        if path.resolve() != self.table.resolve():
+            partial = self.table.with_name(f".{self.table.name}.{os.getpid()}.partial")
+            shutil.copyfile(path, partial)
+            os.replace(partial, self.table)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -126,8 +141,6 @@ class RunDirectory:
 
     def clear(self) -> None:
         """Remove what a run of this tool leaves; nothing else that lies in the directory."""
-        import shutil
-
         files = (self.config, self.artifact, self.onnx, self.dense_onnx, self.result, self.report)
         for path in (*files, self.evidence, self.calibration):
             path.unlink(missing_ok=True)

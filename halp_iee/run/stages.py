@@ -53,6 +53,12 @@ class Table:
     device: Device
 
     @property
+    def path(self) -> Path:
+        """Its file."""
+        assert self.table.path is not None, "it was read from a file"
+        return self.table.path
+
+    @property
     def local(self) -> bool:
         """Whether the device is at hand, so that whole networks can be timed on it."""
         return self.table.source == "measured" and self.device.attached

@@ -120,13 +120,21 @@ def test_a_table_of_another_device_is_refused_and_left_as_it_is(
     assert Path("t.jsonl").read_bytes() == before
 
 
+def test_a_run_that_failed_at_once_leaves_its_directory_free(network: str, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["train", "--model", network, *FAST, "--gpu", "titanv", "--out", "run"]
+    common += ["--no-dense", "--latency-target", "0.95"]
+    assert "not attached" in complaint(capsys, run([*common, "--source", "measured"]), 3)
+    assert run(common) == 0
+    assert "NOT measured" in capsys.readouterr().out
+
+
 def test_a_run_that_is_a_file_or_whose_files_were_broken_is_refused(
     network: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("file").write_text("")
     got = run(["train", "--model", network, *FAST, "--out", "file"])
     assert "file" in complaint(capsys, got, 1)
-    Path("run").mkdir()
+    Path("run/dense").mkdir(parents=True)
     Path("run/config.json").write_text("{")
     got = run(["train", "--model", network, *FAST, "--out", "run"])
     assert "config.json" in complaint(capsys, got, 1)
