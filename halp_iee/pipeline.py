@@ -17,8 +17,9 @@ from typing import Any
 
 from halp_iee.progress import Progress, Silent
 from halp_iee.run import results, stages, training
-from halp_iee.run.directory import RunDirectory, read_json
+from halp_iee.run.directory import RunDirectory
 from halp_iee.run.job import Job
+from halp_iee.run.reload import read_result
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def _run(job: Job, directory: Path | None, progress: Progress, fresh: bool, choo
         run.claim(job.config())
         if run.result.exists():
             progress.say(f"{run.root} is finished already; --fresh runs it again")
-            return Finished(read_json(run.result), run.root)
+            return Finished(read_result(run), run.root)
 
         started = time.monotonic()
         table = stages.table(job, network, progress)

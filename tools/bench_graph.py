@@ -103,13 +103,15 @@ def run_case(case: Case, say: Callable[..., None], *, export: bool, peer: bool) 
     say(slim_seconds=round(time.perf_counter() - began, 3), small=sum(p.numel() for p in small.parameters()))
     say(at="slim random")
     random = np.random.default_rng(0)
-    keep = {g.name: random.choice(g.size, size=int(random.integers(1, g.size + 1)), replace=False) for g in free}
+    keep = {
+        g.name: random.choice(g.size, size=int(random.integers(1, g.size + 1)), replace=False) for g in free
+    }
     graph.slim(keep)
     say(at="save and load")
     with tempfile.TemporaryDirectory() as folder:
         reloaded = halp_iee.load(halp_iee.save(small, Path(folder) / "small.safetensors"), model)
     apart = disagreement(outputs(small, args, kwargs), outputs(reloaded, args, kwargs))
-    if apart > 0:
+    if apart > 1:  # in units of what is tolerated: memory layouts may change the order of sums
         raise RuntimeError(f"the reloaded network differs: {apart:.3g}")
     del reloaded
     if export:
@@ -236,7 +238,9 @@ def cases(suite: str, only: Iterable[str]) -> list[Case]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="JSON lines, appended to")
     parser.add_argument("--suite", choices=["torchvision", "timm"], default="torchvision")
     parser.add_argument("--only", nargs="*", default=[], help="names; default all of the suite")

@@ -2,9 +2,125 @@
 
 from __future__ import annotations
 
+import collections
+import math
+import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+OUTSIDE = ("network output", "its channels can only be removed all together")
+"""Reasons that are no shortcoming: what the network promises to those who call it."""
+
+
+def frozen(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The frozen groups of a model, without its outputs."""
+    return [group for group in row.get("frozen", []) if not str(group["reason"]).startswith(OUTSIDE)]
+
+
+def _short(reason: str) -> str:
+    """A reason without what differs from place to place."""
+    return re.sub(r"\s*\(.*", "", reason)
+
+
+def _reasons(row: dict[str, Any]) -> str:
+    counted = collections.Counter(_short(group["reason"]) for group in frozen(row))
+    return "; ".join(f"{count} {reason}" for reason, count in counted.most_common(3)).replace("|", "/")
+
+
+def _geometric(ratios: Iterable[float]) -> float:
+    found = [math.log(ratio) for ratio in ratios if ratio > 0]
+    return math.exp(sum(found) / len(found)) if found else math.nan
+
+
+def _summary(rows: list[dict[str, Any]]) -> list[str]:
+    good = [row for row in rows if not row.get("error")]
+    whole = [row for row in good if not frozen(row)]
+    exported = [row for row in rows if "export" in row]
+    lines = [
+        f"- {len(rows)} models tried, {len(good)} traced, slimmed twice, proved equal to their masked selves, "
+        f"trained a step, saved and reloaded; {len(rows) - len(good)} failed.",
+        f"- {len(whole)} have nothing frozen but their outputs; {len(good) - len(whole)} have frozen groups, listed.",
+    ]
+    if exported:
+        fine = sum(row["export"] == "ok" for row in exported)
+        lines.append(f"- {len(exported)} exported to ONNX after slimming, {fine} passed the parity gate.")
+    return lines
+
+
+def _peer(rows: list[dict[str, Any]]) -> list[str]:
+    beside = [row for row in rows if "peer" in row]
+    if not beside:
+        return []
+    both = [row for row in beside if row["peer"] == "ok" and not row.get("error")]
+    ours = sum(not row.get("error") for row in beside)
+    ratio = _geometric(
+        (row["trace_seconds"] + row["slim_seconds"])
+        / (row["peer_analyse_seconds"] + row["peer_prune_seconds"])
+        for row in both
+    )
+    lines = [
+        "## Beside Torch-Pruning",
+        "",
+        f"{len(beside)} models in the same run: here {ours} pass, there {sum(r['peer'] == 'ok' for r in beside)}. "
+        f"Seconds to analyse and prune, geometric mean over the {len(both)} that pass in both: {ratio:.2f} times "
+        "those of Torch-Pruning; here they contain the proof (four forward passes).",
+        "",
+        "| model | trace s | slim and prove s | peer analyse s | peer prune s | peer |",
+        "| --- | --: | --: | --: | --: | --- |",
+    ]
+    for row in beside:
+        peer = str(row["peer"])[:80].replace("|", "/").replace("\n", " ")
+        cells = [
+            row.get(key, "-")
+            for key in ("trace_seconds", "slim_seconds", "peer_analyse_seconds", "peer_prune_seconds")
+        ]
+        lines.append(f"| {row['name']} | " + " | ".join(str(cell) for cell in cells) + f" | {peer} |")
+    return [*lines, ""]
+
+
+def render(rows: list[dict[str, Any]]) -> str:
+    """The page as text."""
+    machine = rows[-1].get("machine", {}) if rows else {}
+    versions = ", ".join(f"{name} {version}" for name, version in machine.get("versions", {}).items())
+    lines = [
+        "# What the channel graph covers",
+        "",
+        "Measured by `tools/bench_graph.py`: random weights, the smallest inputs that a model takes, half of every "
+        "group and one random subset. Frozen groups are those that stay whole for another reason than being the "
+        "network's output or a single unit.",
+        "",
+        f"Machine: {machine.get('cpu', '?')}, {machine.get('cores', '?')} cores shared with other work, one thread; "
+        f"{versions}. Seconds are therefore coarse.",
+        "",
+    ]
+    for suite in dict.fromkeys(row["suite"] for row in rows):
+        mine = [row for row in rows if row["suite"] == suite]
+        lines += [f"## {suite}", "", *_summary(mine), ""]
+        failed = [row for row in mine if row.get("error")]
+        if failed:
+            lines += ["Failures:", ""]
+            lines += [f"- {row['name']}: {row['error'][:300]}" for row in failed]
+            lines.append("")
+        lines += [
+            "| model | kind | parameters, M | groups | prunable | trace s | slim s | export | frozen, and why |",
+            "| --- | --- | --: | --: | --: | --: | --: | --- | --- |",
+        ]
+        for row in sorted(mine, key=lambda one: (one["kind"], one["name"])):
+            size = f"{row['parameters'] / 1e6:.1f}" if "parameters" in row else "-"
+            export = {"ok": "ok", None: "-"}.get(row.get("export"), "refused")
+            why = "**failed**" if row.get("error") else _reasons(row)
+            lines.append(
+                f"| {row['name']} | {row['kind']} | {size} | {row.get('groups', '-')} | {row.get('prunable', '-')} | "
+                f"{row.get('trace_seconds', '-')} | {row.get('slim_seconds', '-')} | {export} | {why} |"
+            )
+        lines.append("")
+    return "\n".join([*lines, *_peer(rows)])
+
 
 def write_report(rows: list[dict[str, Any]], path: Path) -> None:
-    raise NotImplementedError
+    """Write the page, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(render(rows), encoding="utf-8")
+    os.replace(temporary, path)

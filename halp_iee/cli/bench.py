@@ -12,7 +12,7 @@ from halp_iee.cli import options, show
 from halp_iee.cli.progress import Bars
 
 
-@click.command("bench")
+@click.command("bench", cls=show.Command)
 @click.argument("artifacts", nargs=-1, required=True, metavar="ARTIFACT...")
 @click.option(
     "--against", default=None, metavar="ARTIFACT", help="Compare every one with this, paired, with a verdict."
@@ -24,9 +24,16 @@ from halp_iee.cli.progress import Bars
 @click.option(
     "--seconds", type=click.FloatRange(0.1, 600), default=3.0, show_default=True, help="Time spent on each network."
 )
+@options.input_shape
 @options.json_flag
 def command(
-    artifacts: tuple[str, ...], against: str | None, threads: int, batch: int | None, seconds: float, as_json: bool
+    artifacts: tuple[str, ...],
+    against: str | None,
+    threads: int,
+    batch: int | None,
+    seconds: float,
+    input_shape: tuple[int, ...] | None,
+    as_json: bool,
 ) -> int:
     """Measure latency and FPS in ONNX Runtime.
 
@@ -43,8 +50,12 @@ def command(
 
     bars = Bars()
     with tempfile.TemporaryDirectory() as folder:
-        files = {name: _file(name, Path(folder), batch or 1, bars) for name in dict.fromkeys(artifacts)}
-        reference = _file(against, Path(folder), batch or 1, bars) if against else None
+
+        def file(name: str) -> Path:
+            return _file(name, Path(folder), batch or 1, input_shape, bars)
+
+        files = {name: file(name) for name in dict.fromkeys(artifacts)}
+        reference = file(against) if against else None
         with bars.task("measuring"):
             timings = measure_onnx(files, threads=threads, batch=batch, seconds=seconds, progress=bars.say)
         rows: list[dict[str, Any]] = []
@@ -72,7 +83,7 @@ def command(
         headers = ["network", "median ms", "p90 ms", "p99 ms", "FPS"] + (
             ["ratio", "95% interval", "verdict"] if against else []
         )
-        click.echo(show.table(headers, [_cells(row) for row in rows]))
+        show.line(show.table(headers, [_cells(row) for row in rows]))
     return 3 if any(row["unstable"] for row in rows) else 0
 
 
@@ -84,7 +95,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return cells
 
 
-def _file(name: str, folder: Path, batch: int, bars: Bars) -> Path:
+def _file(name: str, folder: Path, batch: int, shape: tuple[int, ...] | None, bars: Bars) -> Path:
     """The ONNX file behind a name: the file itself, a run's, or one made for the purpose."""
     from halp_iee.errors import HalpError
 
@@ -107,4 +118,4 @@ def _file(name: str, folder: Path, batch: int, bars: Bars) -> Path:
     model = models.build(name).eval()
     with bars.task(f"exporting {name}"):
         out = folder / f"{len(list(folder.iterdir()))}.onnx"
-        return export_onnx(model, torch.randn(batch, *models.default_input_shape(name)), out).path
+        return export_onnx(model, torch.randn(batch, *(shape or models.default_input_shape(name))), out).path

@@ -27,15 +27,15 @@ def command(as_json: bool) -> int:
             "runtimes": runtime.describe(),
         })  # fmt: skip
         return 0
-    click.echo("Attached: latencies are measured")
+    show.line("Attached: latencies are measured")
     for device in here:
-        click.echo(f"  {device.name:<12}{device.label}")
-    click.echo("\nKnown from datasheets: latencies are modelled, and marked so")
+        show.line(f"  {device.name:<12}{device.label}")
+    show.line("\nKnown from datasheets: latencies are modelled, and marked so")
     for device in modelled:
-        click.echo(f"  {device.name:<12}{device.label}")
-    click.echo("\nRuntimes")
+        show.line(f"  {device.name:<12}{device.label}")
+    show.line("\nRuntimes")
     for name, version in runtime.describe().items():
-        click.echo(f"  {name:<12}{version}")
+        show.line(f"  {name:<12}{version}")
     return 0
 
 

@@ -10,7 +10,7 @@ import click
 from halp_iee.cli import options, show
 
 
-@click.command("export")
+@click.command("export", cls=show.Command)
 @click.argument("run", type=click.Path(path_type=Path), metavar="RUN")
 @click.option("--format", "form", type=click.Choice(["onnx", "safetensors"]), default="onnx", show_default=True)
 @click.option(
@@ -31,6 +31,7 @@ def command(run: Path, form: str, out: Path | None, dynamic_batch: bool, as_json
 
     from halp_iee.errors import HalpError
     from halp_iee.export.onnx import export_onnx
+    from halp_iee.run.directory import whole
     from halp_iee.run.reload import finished_run, slim_network
 
     directory, result = finished_run(run)
@@ -41,7 +42,8 @@ def command(run: Path, form: str, out: Path | None, dynamic_batch: bool, as_json
             raise HalpError(
                 f"cannot write {target}", f"there is no folder {target.parent}", "make it first, or give another --out"
             )
-        shutil.copyfile(directory.artifact, target)
+        with whole(target) as partial:
+            shutil.copyfile(directory.artifact, partial)
         document: dict[str, Any] = {"path": str(target), "format": form, "bytes": target.stat().st_size}
     else:
         provenance = {
@@ -55,9 +57,9 @@ def command(run: Path, form: str, out: Path | None, dynamic_batch: bool, as_json
     if as_json:
         show.emit_json(document)
         return 0
-    click.echo(f"{document['path']}  {document['bytes'] / 1024:.0f} KiB")
+    show.line(f"{document['path']}  {document['bytes'] / 1024:.0f} KiB")
     if form == "onnx":
-        click.echo(
+        show.line(
             f"opset {document['opset']}; differs from torch by at most {document['max_error']:.1e} "
             f"of the output's scale (accepted: {document['tolerance']:.0e})"
         )

@@ -2,41 +2,57 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from halp_iee.cli import options, show
 from halp_iee.cli.progress import Bars
 
+if TYPE_CHECKING:
+    from halp_iee.graph import ChannelGraph
+    from halp_iee.latency import LatencyModel, LatencyTable
 
-@click.command("frontier")
-@options.model
-@click.option(
+
+weights_option = click.option(
     "--weights", default=None, metavar="FILE", help="Safetensors file with the trained weights of the network."
 )
-@click.option(
+importance_option = click.option(
     "--importance", "criterion", default="magnitude_l2", show_default=True, metavar="NAME",
     help="How units are judged, by their weights: magnitude_l1, magnitude_l2, bn_scale or random.",
 )  # fmt: skip
-@click.option("--points", type=click.IntRange(2, 200), default=12, show_default=True, help="How many budgets.")
-@options.input_shape
-@options.device
-@options.seed
-@options.json_flag
-def command(
+html_option = click.option(
+    "--html", type=click.Path(path_type=Path, dir_okay=False), default=None, metavar="FILE",
+    help="Write a picture too: one self-contained page.",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A traced network, its table, its latency model and its units' scores."""
+
+    graph: ChannelGraph
+    table: LatencyTable
+    cost: LatencyModel
+    scores: dict[str, Any]
+
+
+def prepare(
     model: str,
     weights: str | None,
     criterion: str,
-    points: int,
     input_shape: tuple[int, ...] | None,
     seed: int,
-    as_json: bool,
-    **device: Any,
-) -> int:
-    """Sweep importance against latency without training.
+    device: Mapping[str, Any],
+    bars: Bars,
+) -> Prepared:
+    """Build, trace, find or make the table, and judge the units by their weights.
 
-    Solves for the best widths at many budgets between the floor, which no pruning gets under, and the dense latency.
+    Raises:
+        UsageError: a criterion that needs data. HalpError: whatever of the rest is wrong.
     """
     import torch
 
@@ -46,7 +62,6 @@ def command(
     from halp_iee.importance import CRITERIA, NEEDS_GRADIENTS, score
     from halp_iee.latency import LatencyModel
     from halp_iee.run import stages
-    from halp_iee.solve.frontier import frontier
     from halp_iee.train.weights import load_weights
 
     by_weight = [name for name in CRITERIA if name not in NEEDS_GRADIENTS]
@@ -56,7 +71,7 @@ def command(
             f"without data there are {', '.join(by_weight)}",
             "choose one",
         )
-    choice, bars = device_choice(**device), Bars()
+    choice = device_choice(**device)
     torch.manual_seed(seed)
     network = models.build(model)
     if weights is not None:
@@ -65,7 +80,39 @@ def command(
     graph = trace(network, torch.randn(choice.batch, *shape))
     made = stages.find_or_make_table(graph, model, choice, shape, bars)
     cost = LatencyModel(graph, made.table)
-    scores = score(criterion, network, graph, seed=seed)
+    return Prepared(graph, made.table, cost, dict(score(criterion, network, graph, seed=seed)))
+
+
+@click.command("frontier", cls=show.Command)
+@options.model
+@weights_option
+@importance_option
+@click.option("--points", type=click.IntRange(2, 200), default=12, show_default=True, help="How many budgets.")
+@html_option
+@options.input_shape
+@options.device
+@options.seed
+@options.json_flag
+def command(
+    model: str,
+    weights: str | None,
+    criterion: str,
+    points: int,
+    html: Path | None,
+    input_shape: tuple[int, ...] | None,
+    seed: int,
+    as_json: bool,
+    **device: Any,
+) -> int:
+    """Sweep importance against latency without training.
+
+    Solves for the best widths at many budgets between the floor, which no pruning gets under, and the dense latency.
+    """
+    from halp_iee.solve.frontier import frontier
+
+    bars = Bars()
+    found = prepare(model, weights, criterion, input_shape, seed, device, bars)
+    table, cost, scores = found.table, found.cost, found.scores
     whole = sum(float(s.sum()) for s in scores.values())
     with bars.task("solving"):
         answers = frontier(cost, scores, points)
@@ -76,14 +123,20 @@ def command(
         }
         for a in answers
     ]  # fmt: skip
+    note = f"latencies summed from a {table.source} table of {table.device}, importance {criterion}"
+    if html is not None:
+        from halp_iee.doctor.page import write_frontier
+
+        write_frontier(html, f"{model}: importance against latency", note, cost.dense_ms, rows)
     if as_json:
         show.emit_json({
-            "model": model, "device": made.table.device, "source": made.table.source, "dense_ms": cost.dense_ms,
+            "model": model, "device": table.device, "source": table.source, "dense_ms": cost.dense_ms,
             "floor_ms": rows[0]["latency_ms"], "points": rows,
+            "html": None if html is None else str(html),
         })  # fmt: skip
         return 0
-    click.echo(
-        f"{model} on {made.table.device}, latencies summed from a {made.table.source} table, importance {criterion}\n"
+    show.line(
+        f"{model} on {table.device}, latencies summed from a {table.source} table, importance {criterion}\n"
     )
     cells = [
         [f"{r['latency_ms']:.4g}", f"{r['fraction']:.2f}", f"{100 * r['importance']:.1f}%", f"{100 * r['gap']:.3f}%"]
@@ -91,5 +144,5 @@ def command(
     ]
     bars_ = ["#" * round(40 * r["importance"]) for r in rows]
     headers = ["latency ms", "of dense", "importance kept", "gap at most", ""]
-    click.echo(show.table(headers, [[*c, bar] for c, bar in zip(cells, bars_, strict=True)]))
+    show.line(show.table(headers, [[*c, bar] for c, bar in zip(cells, bars_, strict=True)]))
     return 0

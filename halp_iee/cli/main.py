@@ -23,6 +23,7 @@ _COMMANDS = {
     "export": "Write a run's network as a file to deploy.",
     "bench": "Measure latency and FPS of networks side by side.",
     "report": "Write a run's report again, from what the run recorded.",
+    "doctor": "Say what a latency target will do to a network, before anyone trains.",
     "frontier": "Sweep importance against latency without training.",
 }
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from halp_iee.run.job import DeviceChoice
 
 
-@click.command("profile")
+@click.command("profile", cls=show.Command)
 @options.model
 @options.input_shape
 @options.device
@@ -67,14 +67,14 @@ def command(
                         "layers": [vars(layer) for layer in cost.describe()]})  # fmt: skip
         return 0
     if table.source == "modelled":
-        click.echo(f"MODELLED from the datasheet of {table.device}, not measured.")
-    click.echo(table.path)
+        show.line(f"MODELLED from the datasheet of {table.device}, not measured.")
+    show.line(table.path)
     holds = f"{len(table)} points of {len(table.kernels)} kernels"
-    click.echo(f"{holds} on {table.device}, batch {table.batch}, {table.source}\n")
+    show.line(f"{holds} on {table.device}, batch {table.batch}, {table.source}\n")
     rows = [[la.name, f"{la.c_in} -> {la.c_out}", f"{la.dense_ms:.4g}", f"{100 * la.share:.1f}%"]
             for la in sorted(cost.describe(), key=lambda la: -la.dense_ms)[:12]]  # fmt: skip
-    click.echo(show.table(["layer", "channels", "ms", "share"], rows))
-    click.echo(f"\n{model} dense: {cost.dense_ms:.4g} ms as the sum of {len(cost.layers)} layers, {table.source}; "
+    show.line(show.table(["layer", "channels", "ms", "share"], rows))
+    show.line(f"\n{model} dense: {cost.dense_ms:.4g} ms as the sum of {len(cost.layers)} layers, {table.source}; "
                f"{1000 * table.batch / cost.dense_ms:.0f} FPS")  # fmt: skip
     return 0
 
@@ -90,6 +90,6 @@ def _emit(graph: ChannelGraph, path: Path, choice: DeviceChoice, as_json: bool) 
     if as_json:
         show.emit_json({"plan": str(path), "kernels": len(plan.ranges)})
         return 0
-    click.echo(f"{path}: {len(plan.ranges)} kernels to measure. On the device, with halp_profiler and ONNX Runtime:\n")
-    click.echo(f"  python -m halp_profiler run {path.name} --out table.jsonl\n\nThen give the table to --table.")
+    show.line(f"{path}: {len(plan.ranges)} kernels to measure. On the device, with halp_profiler and ONNX Runtime:\n")
+    show.line(f"  python -m halp_profiler run {path.name} --out table.jsonl\n\nThen give the table to --table.")
     return 0

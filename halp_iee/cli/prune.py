@@ -12,7 +12,7 @@ from halp_iee.cli.progress import Bars
 from halp_iee.run.target import Target
 
 
-@click.command("prune")
+@click.command("prune", cls=show.Command)
 @options.model
 @click.option(
     "--data", default=None, metavar="SPEC", help="Data to judge channels by, fine-tune on and test with; as in train."

@@ -10,7 +10,7 @@ from halp_iee.cli import options, show
 from halp_iee.cli.progress import Bars
 
 
-@click.command("quickstart")
+@click.command("quickstart", cls=show.Command)
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("runs/quickstart"), show_default=True, metavar="DIR"
 )

@@ -22,5 +22,5 @@ def command(run: Path, as_json: bool) -> int:
     if as_json:
         show.emit_json({"report": str(path)})
     else:
-        click.echo(path)
+        show.line(path)
     return 0

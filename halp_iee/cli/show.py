@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 from typing import Any
 
 import click
 
 
+class Command(click.Command):
+    """A command that runs a person's own code, whose prints go to stderr: stdout is for results alone."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        ctx.obj = sys.stdout
+        with contextlib.redirect_stdout(sys.stderr):
+            return super().invoke(ctx)
+
+
+def line(text: Any) -> None:
+    """Print a result, on the stdout that the command was called with."""
+    click.echo(text, file=click.get_current_context().obj)
+
+
 def emit_json(document: Any) -> None:
     """Exactly one JSON document on stdout."""
-    click.echo(json.dumps(document, indent=1, allow_nan=False))
+    line(json.dumps(document, indent=1, allow_nan=False))
 
 
 def table(headers: list[str], rows: list[list[str]]) -> str:
@@ -18,11 +34,11 @@ def table(headers: list[str], rows: list[list[str]]) -> str:
     figures = [any(r[i][:1].isdigit() for r in rows) for i in range(len(headers))]
     widths = [max(len(r[i]) for r in [headers, *rows]) for i in range(len(headers))]
 
-    def line(row: list[str]) -> str:
+    def aligned(row: list[str]) -> str:
         cells = (c.rjust(w) if f else c.ljust(w) for f, c, w in zip(figures, row, widths, strict=True))
         return "  ".join(cells).rstrip()
 
-    return "\n".join([line(headers), "  ".join("-" * w for w in widths), *(line(r) for r in rows)])
+    return "\n".join([aligned(headers), "  ".join("-" * w for w in widths), *(aligned(r) for r in rows)])
 
 
 def count(value: float | None) -> str:
@@ -92,12 +108,12 @@ def finished(result: dict[str, Any], as_json: bool) -> int:
     if as_json:
         emit_json(result)
     else:
-        click.echo(f"{result['model']} on {result['data'] or 'no data'}, {result['method']}, "
+        line(f"{result['model']} on {result['data'] or 'no data'}, {result['method']}, "
                    f"{result['device']}, {result['runtime']}\n")  # fmt: skip
-        click.echo(side_by_side(result))
-        click.echo(f"\n{verdict(result)}")
+        line(side_by_side(result))
+        line(f"\n{verdict(result)}")
         for name in ("artifact", "onnx", "report"):
             if result.get(name):
-                click.echo(f"{name:<9}{result[name]}")
+                line(f"{name:<9}{result[name]}")
     missed = result["measured_ms"] is not None and result["measured_ms"] > result["target_ms"]
     return 4 if missed else 0

@@ -49,10 +49,10 @@ def listing(as_json: bool) -> int:
         for t in found
         if "error" not in t
     ]  # fmt: skip
-    click.echo(show.table(["table", "device", "source", "batch", "threads", "kernels", "points"], rows))
+    show.line(show.table(["table", "device", "source", "batch", "threads", "kernels", "points"], rows))
     for t in found:
         if "error" in t:
-            click.echo(f"{t['name']}: {t['error']}")
+            show.line(f"{t['name']}: {t['error']}")
     return 0
 
 
@@ -74,10 +74,10 @@ def show_(table: str, kernel: str | None, as_json: bool) -> int:
     if as_json:
         show.emit_json({**loaded.summary(), "kernels": kernels})
         return 0
-    click.echo(f"{loaded.device}: {loaded.source}, {loaded.header.backend} {loaded.header.backend_version}, "
+    show.line(f"{loaded.device}: {loaded.source}, {loaded.header.backend} {loaded.header.backend_version}, "
                f"{loaded.header.precision}, batch {loaded.batch}\n")  # fmt: skip
     rows = [[str(k["number"]), k["kernel"], str(k["points"]), k["at"], f"{k['ms']:.4g}"] for k in kernels]
-    click.echo(show.table(["no.", "kernel", "points", "widest", "ms"], rows))
+    show.line(show.table(["no.", "kernel", "points", "widest", "ms"], rows))
     return 0
 
 
@@ -114,13 +114,13 @@ def _staircase(table: LatencyTable, kernel: Kernel, as_json: bool) -> int:
     if as_json:
         show.emit_json({"kernel": kernel.key, "points": [p.to_json() for p in points]})
         return 0
-    click.echo(f"{kernel.key}" + ("" if kernel.diagonal else f", {widest} input channels"))
+    show.line(f"{kernel.key}" + ("" if kernel.diagonal else f", {widest} input channels"))
     top = max(p.median_ms for p in line)
     for i, p in enumerate(line):
         cheaper = [q for q in line[i + 1 :] if q.median_ms < 0.98 * p.median_ms]
         note = f"  slower than {axis(cheaper[-1])} channels" if cheaper else ""
         note += f"  ({', '.join(p.flags)})" if p.flags else ""
-        click.echo(f"{axis(p):>6}  {p.median_ms:9.4f} ms  {'#' * max(1, round(40 * p.median_ms / top))}{note}")
+        show.line(f"{axis(p):>6}  {p.median_ms:9.4f} ms  {'#' * max(1, round(40 * p.median_ms / top))}{note}")
     return 0
 
 
@@ -137,7 +137,7 @@ def check(table: str, as_json: bool) -> int:
     if as_json:
         show.emit_json(document)
         return 0
-    click.echo(f"{loaded.path}: sound; {len(loaded)} points of {len(loaded.kernels)} kernels, {loaded.source}, "
+    show.line(f"{loaded.path}: sound; {len(loaded)} points of {len(loaded.kernels)} kernels, {loaded.source}, "
                f"{unstable} of them unstable")  # fmt: skip
     return 0
 
@@ -151,7 +151,7 @@ def merge(tables: tuple[str, ...], out: Path) -> int:
     from halp_profiler.table import merge as merge_tables
 
     merged = merge_tables([find(name) for name in tables], out)
-    click.echo(f"{out}: {len(merged.points)} points")
+    show.line(f"{out}: {len(merged.points)} points")
     return 0
 
 
@@ -181,9 +181,9 @@ def diff(first: str, second: str, as_json: bool) -> int:
             {"header_difference": differs, "kernels": rows, "only_in_first": alone[0], "only_in_second": alone[1]}
         )
         return 0
-    click.echo(f"Headers: {differs or 'the same device and settings'}.")
+    show.line(f"Headers: {differs or 'the same device and settings'}.")
     cells = [[r["kernel"], str(r["points"]), *(f"{r[k]:.3f}" for k in ("median_ratio", "least_ratio", "largest_ratio"))]
              for r in rows]  # fmt: skip
-    click.echo(show.table(["kernel", "points", "median second/first", "least", "largest"], cells))
-    click.echo(f"{alone[0]} kernels only in the first, {alone[1]} only in the second")
+    show.line(show.table(["kernel", "points", "median second/first", "least", "largest"], cells))
+    show.line(f"{alone[0]} kernels only in the first, {alone[1]} only in the second")
     return 0

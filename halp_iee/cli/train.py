@@ -12,7 +12,7 @@ from halp_iee.cli.progress import Bars
 from halp_iee.run.target import Target
 
 
-@click.command("train")
+@click.command("train", cls=show.Command)
 @options.model
 @options.data
 @options.target

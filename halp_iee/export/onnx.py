@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from halp_iee.errors import ArtifactError, GraphError, HalpError, ParityError
 from halp_iee.export import parity
 from halp_iee.export.call import Call, as_call, at_least_two
+from halp_iee.graph.sandbox import tensors_in
 from halp_iee.measure import runtime
 
 # A protobuf file cannot hold more; larger networks need their weights beside it.
@@ -122,13 +123,16 @@ def export_onnx(
 
 
 def _evaluation_copy(model: nn.Module) -> nn.Module:
+    # What a forward pass in training left in attributes (an auxiliary loss, a feature map) hangs on a graph of
+    # gradients, which cannot be copied; its value can.
+    left = (tensor for module in model.modules() for tensor in tensors_in(vars(module)) if not tensor.is_leaf)
     try:
-        copied = copy.deepcopy(model)
+        copied = copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in left})
     except Exception as error:
         raise GraphError(
             "Cannot export the network",
             f"it cannot be copied: {_first_line(error)}",
-            "Remove tensors that were computed from others (non-leaf tensors) from its attributes",
+            "Give the class that is named a __deepcopy__, or remove it from the network's attributes",
         ) from error
     return copied.cpu().eval()
 

@@ -47,6 +47,7 @@ class Capture:
         functions: position at which a Python-level function began -> where it ended and
             what it returned, tensors replaced by `Ref`.
         tensors: value id of each parameter and buffer -> all its qualified names.
+        literals: numbers that the network turned into tensors, in order.
         outputs: value ids of the tensors that the network returned.
         fake: whether it ran on fake tensors.
         first: index of the first call, so that two captures of one network can be told apart.
@@ -59,9 +60,20 @@ class Capture:
     kinds: list[tuple[torch.dtype, torch.device]] = field(default_factory=list)
     functions: dict[int, tuple[int, Any]] = field(default_factory=dict)
     tensors: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    literals: list[Any] = field(default_factory=list)
     outputs: tuple[int, ...] = ()
     fake: bool = True
     first: int = 0
+
+    def live(self) -> set[int]:
+        """Indices into `calls` of those whose results reach the outputs or something written in place."""
+        wanted, found = set(self.outputs), set()
+        for position in range(len(self.calls) - 1, -1, -1):
+            call = self.calls[position]
+            if call.mutated or wanted.intersection(value for value in call.outputs if value is not None):
+                found.add(position)
+                wanted.update(ref.id for ref in call.refs)
+        return found
 
 
 def refs_in(value: Any) -> Iterator[Ref]:

@@ -37,6 +37,7 @@ from halp_iee.graph.sandbox import (
     tensors_in,
     training_flags,
 )
+from halp_iee.slim.attention import loosen
 
 
 class ModuleStack:
@@ -173,6 +174,10 @@ class Recorder(TorchDispatchMode):
         """What a function that failed returns instead; here nothing can be done."""
         raise error
 
+    def literal(self, value: Any) -> None:
+        """A number, or a list of numbers, that becomes a tensor."""
+        self.capture.literals.append(value)
+
     def record(self, name: str, overload: str, bound: dict[str, Any], result: Any, mutated: list[int]) -> None:
         capture = self.capture
         returned = list(result) if isinstance(result, (list, tuple)) else [result]
@@ -208,6 +213,10 @@ WHOLE = {nn.functional.rms_norm: "aten::rms_norm"}
 """Functions recorded as one operation, because their parts cannot be seen to belong together."""
 
 
+LITERALS = frozenset({torch.tensor, torch.as_tensor, torch.scalar_tensor})
+"""Functions that turn Python's numbers into tensors, where no operation shows them."""
+
+
 class Functions(TorchFunctionMode):
     """Notes which operations each Python-level function consists of."""
 
@@ -221,6 +230,8 @@ class Functions(TorchFunctionMode):
         recorder = self.recorder
         begin = recorder.position
         name = WHOLE.get(func)
+        if func in LITERALS and args and isinstance(args[0], (int, float, list, tuple)) and not recorder.paused:
+            recorder.literal(args[0])
         try:
             if name is not None and not recorder.paused:
                 result = recorder.whole(name, func, args, kwargs or {})
@@ -310,7 +321,7 @@ def capture_model(
                 "Run the network once first",
             )
     try:
-        copied = skeleton(model)
+        copied = loosen(skeleton(model))
     except Exception:  # whatever a module's own __deepcopy__ raises; tracing can do without
         copied = model
     try:
@@ -330,7 +341,7 @@ def capture_model(
     buffers = {id(tensor): tensor.clone() for tensor in model.buffers()}
     own = {name: buffers.get(id(tensor), tensor) for name, tensor in named.items()}
     try:
-        copied = skeleton(model)
+        copied = loosen(skeleton(model))
     except Exception:
         copied = model
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
@@ -19,6 +19,7 @@ from halp_iee.graph.calls import Capture
 from halp_iee.graph.capture import capture_model
 from halp_iee.graph.groups import AxisUnits, Structure
 from halp_iee.graph.keep import checked
+from halp_iee.graph.labels import Labels
 from halp_iee.graph.masking import zeroed
 from halp_iee.graph.records import ChannelGroup, Keep, Op
 from halp_iee.graph.sandbox import named_tensors
@@ -36,6 +37,7 @@ class ChannelGraph:
         ops: what ran, in order.
         unknown: operations without a rule -> where they ran; they froze what they read.
         structure: where every unit stands in every tensor.
+        labels: the channels on the axes of every value of the run.
     """
 
     model: nn.Module
@@ -44,6 +46,7 @@ class ChannelGraph:
     ops: tuple[Op, ...]
     unknown: Mapping[str, str]
     structure: Structure
+    labels: Labels = field(repr=False)
 
     def group(self, name: str) -> ChannelGroup:
         """The group of this name.
@@ -85,6 +88,11 @@ class ChannelGraph:
     def positions(self, keep: Keep) -> dict[str, tuple[np.ndarray | None, ...]]:
         """For every labelled parameter and buffer, the positions kept on each axis; None: the axis stays whole."""
         return self.structure.positions(checked(keep, self.groups))
+
+    def numbers(self, keep: Keep) -> dict[tuple[str, str, int], int]:
+        """What the sizes that modules keep as numbers become: (module, attribute, item or -1) -> value."""
+        alive = self.structure.alive(checked(keep, self.groups))
+        return {(a.module, a.name, a.item): a.at(alive) for a in self.structure.attributes}
 
     @contextmanager
     def masked(self, keep: Keep, model: nn.Module | None = None) -> Iterator[nn.Module]:
@@ -181,4 +189,5 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
         ops=search.operations.records(search.structure),
         unknown=MappingProxyType(unknown),
         structure=search.structure,
+        labels=search.labels[0],
     )

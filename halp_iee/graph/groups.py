@@ -16,6 +16,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import nn
 
+from halp_iee.graph.attributes import SizedAttribute
 from halp_iee.graph.labels import Label, Labels
 from halp_iee.graph.records import ChannelGroup, Width
 
@@ -43,6 +44,7 @@ class Structure:
         axes: parameter or buffer name -> one entry an axis, None where nothing is labelled.
         shared: all names of each parameter and buffer.
         spared: (parameter, axis) where masking must not zero: another factor does.
+        attributes: numbers of the network's modules that follow its sizes.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -52,6 +54,7 @@ class Structure:
     axes: Mapping[str, tuple[AxisUnits | None, ...]]
     shared: tuple[tuple[str, ...], ...]
     spared: frozenset[tuple[str, int]] = frozenset()
+    attributes: tuple[SizedAttribute, ...] = ()
 
     def units(self, atoms: np.ndarray) -> AxisUnits:
         """The units at the positions of a labelled axis."""

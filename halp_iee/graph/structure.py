@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from torch import nn
 
+from halp_iee.graph.attributes import Binding, SizedAttribute, matching
 from halp_iee.graph.calls import Capture
 from halp_iee.graph.groups import Structure, form
 from halp_iee.graph.labels import Choice, Freeze, Labels, Step, start
@@ -15,9 +17,11 @@ from halp_iee.graph.operations import Operations
 from halp_iee.graph.rules import RULES, unknown
 from halp_iee.graph.rules.base import with_zero
 from halp_iee.graph.trial import Failure, attempt
+from halp_iee.slim.surgery import ATTRIBUTES
 
 TRIAL_SEEDS = (0, 1)
-MOST_ROUNDS = 40
+MOST_ROUNDS = 80
+MOST_TRIES = 2
 
 Decisions = Mapping[tuple[int, int], int]
 
@@ -28,8 +32,9 @@ def apply_rules(
     """Label every value of a capture. Parameters have the same atoms in every capture of a network."""
     labels = start(capture, model, decisions, frozen)
     labels.atoms = max(labels.atoms, first_atom)
-    for call in capture.calls:
-        step = Step(labels, call)
+    live = capture.live()
+    for position, call in enumerate(capture.calls):
+        before, step = len(labels.freezes), Step(labels, call)
         rule = RULES.get(call.name)
         if rule is None:
             unknown(step)
@@ -41,6 +46,8 @@ def apply_rules(
             except Exception as error:  # a form of the call that its rule does not foresee
                 labels.unknown.setdefault(call.name, f"{call.module} ({type(error).__name__}: {error})")
                 unknown(step)
+        if capture.fake and position not in live:
+            del labels.freezes[before:]  # nothing comes of it, so nothing has to stay for it
         if call.mutated:
             made = labels.of[call.outputs[0]] if call.outputs and call.outputs[0] is not None else None
             if made is None or any(axis is not None and not axis.zero for axis in made):
@@ -74,6 +81,12 @@ class Search:
         self.refused: dict[tuple[int, int], dict[int, bool]] = {}
         self.settled: set[tuple[int, int]] = set()
         self.labels: list[Labels] = []
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.bindings: dict[tuple[str, str, int], Binding] = {}
+        self.probation: list[tuple[Binding, tuple[int, str], set[tuple[int, str]] | None]] = []
+        self.tries: dict[tuple[str, str, int], int] = {}
+        self.dropped: set[tuple[Binding, tuple[int, str], int]] = set()
+        self.shapes: dict[int, tuple[int, ...]] = {}
         self.structure: Structure
         self.operations: Operations
 
@@ -86,9 +99,86 @@ class Search:
         self.labels = labels
         self.operations = Operations(labels[0])
         self.structure = form(labels, self.model, self.operations.channel_axes)
+        self.structure = replace(self.structure, attributes=self.sized())
         groups = self.structure.groups
         able = np.array([group.prunable for group in groups] + [False])
         self.able = able[self.structure.group_of]  # -1 picks the last, False
+
+    def sized(self) -> tuple[SizedAttribute, ...]:
+        """The bound numbers by the units that they count."""
+        found = []
+        for binding in self.bindings.values():
+            label = self.labels[0].of[binding.value]
+            axis = label[binding.axis] if label is not None else None
+            if axis is None:
+                continue
+            units = self.structure.units(axis.atoms)
+            if (units.group >= 0).any():
+                found.append(SizedAttribute(*binding.key, binding.full, binding.factor, units.group, units.unit))
+        return tuple(found)
+
+    def place(self, failure: Failure) -> tuple[int, str]:
+        """Where a failure is, comparable from round to round."""
+        return (failure.call.index if failure.call is not None else -1, failure.module)
+
+    def bind(self, failures: Sequence[Failure]) -> bool:
+        """Let numbers that modules keep follow the sizes that failed; says whether there is something new to try.
+
+        What was bound in the last round stays only if its place is mended and nothing else broke.
+        """
+        now = {self.place(failure) for failure in failures}
+        ended = {self.place(failure) for failure in failures if failure.fatal}
+        for binding, place, before in self.probation:
+            new = (set() if before is None else now - before) | (ended - (before or set()))
+            near = [p for p in new if binding.module == "" or self._near(p, binding.module)]
+            if place in now or near:
+                self.bindings.pop(binding.key, None)
+                self.dropped.add((binding, place, self._option(place)))
+                # What led elsewhere, or was tried often, is not a size: it is not tried again.
+                self.tries[binding.key] = MOST_TRIES if near else self.tries.get(binding.key, 0) + 1
+        self.probation = []
+        fatal = any(failure.fatal for failure in failures)
+        fresh: set[tuple[str, str, int]] = set()
+        for failure in failures:
+            place = self.place(failure)
+            for binding in self.meant(failure):
+                if binding.key in fresh:
+                    break  # queries, keys and values are at odds with one number, and one binding mends all
+                taken = binding.key in self.bindings and self._active(self.bindings[binding.key])
+                hopeless = self.tries.get(binding.key, 0) >= MOST_TRIES
+                if not taken and not hopeless and (binding, place, self._option(place)) not in self.dropped:
+                    self.bindings[binding.key] = binding
+                    fresh.add(binding.key)
+                    self.probation.append((binding, place, None if fatal else now))
+                    break
+        return bool(self.probation)
+
+    def _active(self, binding: Binding) -> bool:
+        label = self.labels[0].of[binding.value]
+        return label is not None and label[binding.axis] is not None
+
+    def _option(self, place: tuple[int, str]) -> int:
+        return sum((1 + taken) * 7**part for (call, part), taken in self.decisions.items() if call == place[0])
+
+    def _near(self, place: tuple[int, str], module: str) -> bool:
+        where = next((c.module for c in self.labels[0].capture.calls if c.index == place[0]), place[1])
+        return where == module or where.startswith(f"{module}.")
+
+    def meant(self, failure: Failure) -> list[Binding]:
+        """The numbers of modules that a failure could have read."""
+        labels, call = self.labels[0], failure.call
+        module = failure.module or (call.module if call is not None else "")
+        values = [value for value in call.outputs if value is not None] if call is not None else []
+        values += [ref.id for ref in call.refs] if call is not None else []
+        if failure.fatal:
+            values += [ref.id for c in labels.capture.calls if c.module == module for ref in c.refs]
+        places = []
+        for value in dict.fromkeys(values):
+            full, slim = labels.capture.shapes[value], self.shapes.get(value)
+            for axis, one in enumerate(labels.of[value] or []):
+                if one is not None and slim is not None and slim[axis] != full[axis]:
+                    places.append((full[axis], value, axis))
+        return matching(self.modules, module, places, tuple(kind for kind, _ in ATTRIBUTES))
 
     def classes(self, atoms: np.ndarray) -> np.ndarray:
         return np.unique(self.structure.classes[atoms[atoms >= 0]])
@@ -131,7 +221,12 @@ class Search:
         labels = self.labels[0]
 
         def of_values(values: Sequence[int]) -> np.ndarray:
-            axes = [axis.atoms for value in values for axis in labels.of[value] or [] if axis is not None]
+            axes = [
+                axis.atoms
+                for value in dict.fromkeys(values)
+                for number, axis in enumerate(labels.of[value] or [])
+                if axis is not None and self._fits(failure, value, number)
+            ]
             found = self.classes(np.concatenate(axes)) if axes else np.zeros(0, dtype=np.int64)
             return found[self.able[found]]
 
@@ -163,8 +258,16 @@ class Search:
                 return found
             module = module.rpartition(".")[0]
 
+    def _fits(self, failure: Failure, value: int, axis: int) -> bool:
+        """Whether an axis has the sizes that a failure told."""
+        if failure.sizes is None:
+            return True
+        return failure.sizes == (self.labels[0].capture.shapes[value][axis], self.shapes[value][axis])
+
     def learn(self, failures: Sequence[Failure]) -> None:
-        """Turn to the next option where one remains, else freeze."""
+        """Bind a number where one is meant, turn to the next option where one remains, else freeze."""
+        if self.bind(failures):
+            return
         owned = self.labels[0].of
         parameters = [
             axis.atoms for value in self.labels[0].capture.tensors for axis in owned[value] or [] if axis is not None
@@ -202,11 +305,13 @@ def find_structure(
     for _ in range(MOST_ROUNDS):
         search.label()
         for seed in TRIAL_SEEDS:
-            failures = attempt(model, args, kwargs, search.structure, search.labels[0], seed)
+            search.shapes = {}
+            failures = attempt(model, args, kwargs, search.structure, search.labels[0], seed, search.shapes)
             if failures:
                 search.learn(failures)
                 break
         else:
+            search.probation = []
             if not search.next_options():
                 return search
     # Never seen; but a network that still fails is better left whole than broken.

@@ -17,11 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from halp_iee.graph.attributes import put_number
 from halp_iee.graph.calls import Call, Capture, Ref
 from halp_iee.graph.capture import ModuleStack, Recorder, fake_tensors, run
 from halp_iee.graph.groups import Structure
 from halp_iee.graph.labels import Labels
 from halp_iee.graph.sandbox import first_line, map_tensors, named_tensors, skeleton
+from halp_iee.slim.attention import loosen
 from halp_iee.slim.surgery import resize_attributes
 
 SHAPE_ARGUMENTS = frozenset({"size", "shape", "repeats", "split_size", "split_sizes", "start", "end", "step"})
@@ -36,12 +38,16 @@ class Failure:
         axes: (value id, axis) of the outputs that came out in another size; empty when the call failed.
         error: what happened, in one line.
         module: where, when no call can be blamed.
+        sizes: the number that the full network has here and the one that the slim one has, where known.
+        fatal: whether the run ended here, so that what comes after was not seen.
     """
 
     call: Call | None
     axes: tuple[tuple[int, int], ...]
     error: str
     module: str = ""
+    sizes: tuple[int, int] | None = None
+    fatal: bool = False
 
 
 class DivergedError(Exception):
@@ -85,7 +91,8 @@ class Replayer(Recorder):
         self.failures: list[Failure] = []
         self._ahead = 0
         # An auxiliary output that nothing reads (saved statistics) may have any size.
-        self._read = {ref.id for call in full.calls for ref in call.refs} | set(full.outputs)
+        live = full.live()
+        self._read = {ref.id for index in live for ref in full.calls[index].refs} | set(full.outputs)
 
     @property
     def position(self) -> int:
@@ -117,6 +124,18 @@ class Replayer(Recorder):
             return made[0]
         return tuple(made) if isinstance(result, tuple) else made
 
+    def literal(self, value: Any) -> None:
+        before = len(self.capture.literals)
+        super().literal(value)
+        if not self.full.fake or before >= len(self.full.literals):
+            return
+        wanted = self.full.literals[before]
+        if wanted != value and not (wanted != wanted and value != value):
+            call = self.full.calls[self.position] if self.position < len(self.full.calls) else None
+            sizes = (wanted, value) if type(wanted) is int and type(value) is int else None
+            text = f"computes with the number {wanted}, which depends on a size"
+            self.failures.append(Failure(call, (), text, sizes=sizes))
+
     def rescue(self, begin: int, error: Exception) -> Any:
         """A function that failed before it reached its operations returns what it should have."""
         known = self.full.functions.get(begin)
@@ -136,13 +155,9 @@ class Replayer(Recorder):
         dtype, device = self.full.kinds[value]
         return torch.zeros(self.shapes[value], dtype=dtype, device=device)
 
-    def ignored(self, value: int, item: Tensor) -> bool:
-        """Whether a value's size follows the data (how many boxes were found), which slim data change."""
-        return (
-            not self.full.fake
-            and self.shapes[value] == self.full.shapes[value]
-            and item.ndim == len(self.shapes[value])
-        )
+    def ignored(self, value: int, axis: int) -> bool:
+        """Whether an axis may follow the data (how many boxes were found), which slim data change."""
+        return not self.full.fake and self.shapes[value][axis] == self.full.shapes[value][axis]
 
     def wrong_axes(self, call: Call, result: Any) -> tuple[tuple[int, int], ...]:
         returned = list(result) if isinstance(result, (list, tuple)) else [result]
@@ -153,12 +168,11 @@ class Replayer(Recorder):
         for value, item in zip(call.outputs, returned, strict=True):
             if value in self._read and isinstance(item, Tensor):
                 want = self.shapes[value]
-                if self.ignored(value, item):
-                    continue
                 if len(want) != item.ndim:
                     wrong += [(value, axis) for axis in range(len(want))]
                 else:
-                    wrong += [(value, a) for a in range(item.ndim) if item.shape[a] != want[a]]
+                    unlike = [a for a in range(item.ndim) if item.shape[a] != want[a]]
+                    wrong += [(value, a) for a in unlike if not self.ignored(value, a)]
         return tuple(wrong)
 
 
@@ -197,6 +211,22 @@ def sample_keep(structure: Structure, seed: int) -> dict[str, np.ndarray]:
     return keep
 
 
+def unlike_outputs(
+    full: Capture, slim: Capture, structure: Structure, keep: Mapping[str, np.ndarray]
+) -> list[Failure]:
+    """Outputs whose size turned out to be the number of units left of some group.
+
+    Where a network's path follows its data, the labels may lose sight of a size on its way to the output.
+    """
+    cut = {(group.size, len(keep[group.name])) for group in structure.groups if group.name in keep}
+    pairs = set()
+    if len(full.outputs) == len(slim.outputs):
+        for one, two in zip(full.outputs, slim.outputs, strict=True):
+            if len(full.shapes[one]) == len(slim.shapes[two]):
+                pairs |= set(zip(full.shapes[one][1:], slim.shapes[two][1:], strict=True))
+    return [Failure(None, (), "it is the size of an output", sizes=pair) for pair in sorted(pairs & cut)]
+
+
 def attempt(
     model: nn.Module,
     args: tuple[Any, ...],
@@ -204,6 +234,7 @@ def attempt(
     structure: Structure,
     labels: Labels,
     seed: int,
+    shapes_out: dict[int, tuple[int, ...]] | None = None,
 ) -> list[Failure]:
     """Run the slim network once and list where it differs from what the labels say."""
     keep = sample_keep(structure, seed)
@@ -212,7 +243,9 @@ def attempt(
     full = labels.capture
     positions = structure.positions(keep)
     shapes = expected_shapes(structure, labels, keep)
-    copied = skeleton(model)
+    if shapes_out is not None:
+        shapes_out.update(shapes)
+    copied = loosen(skeleton(model))
     named = named_tensors(copied)
     mode = FakeTensorMode(allow_non_fake_inputs=True) if full.fake else None
     sources = fake_tensors(mode, named) if mode is not None else {n: t.detach().clone() for n, t in named.items()}
@@ -233,6 +266,9 @@ def attempt(
             by_source[id(source)] = tensor
         tensors[name] = by_source[id(source)]
     resize_attributes(copied, model, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    alive = structure.alive(keep)
+    for attribute in structure.attributes:
+        put_number(copied.get_submodule(attribute.module), attribute.name, attribute.item, attribute.at(alive))
     inputs = map_tensors((args, dict(kwargs)), mode.from_tensor if mode is not None else torch.clone)
     watchers: list[Replayer] = []
 
@@ -241,7 +277,9 @@ def attempt(
         return watchers[-1]
 
     try:
-        run(copied, inputs[0], inputs[1], tensors, mode=mode, recorder=recorder)
+        ran = run(copied, inputs[0], inputs[1], tensors, mode=mode, recorder=recorder)
+        if not full.fake and not watchers[0].failures:
+            return unlike_outputs(full, ran, structure, keep)
     except Exception as error:  # the network's own code may raise anything
         diverged = isinstance(error, DivergedError)
         watcher = watchers[0]
@@ -249,5 +287,5 @@ def attempt(
             return watcher.failures  # control flow follows the data, and slim data are other data
         call = full.calls[watcher.position] if watcher.position < len(full.calls) else None
         text = "the network takes another path" if diverged else first_line(error)
-        watcher.failures.append(Failure(call, (), text, watcher.modules.current))
+        watcher.failures.append(Failure(call, (), text, watcher.modules.current, fatal=True))
     return watchers[0].failures

@@ -59,6 +59,7 @@ class LatencyModel:
         table: latencies of its kernels.
 
     Attributes:
+        graph: the traced network, whose groups can be solved for, those that cost nothing included.
         layers: one LayerCost a kernel that the table knows.
         fixed_ms: what a call costs whatever the widths; 0 before calibration.
         missing: kernels that are not in the table and are left to calibration (copies, pools, ...).
@@ -85,6 +86,7 @@ class LatencyModel:
                 "none of its operations has a kernel" if not missing else "the table knows none of its kernels",
                 "Profile it with `halp-iee profile`",
             )
+        self.graph = graph
         self.layers: tuple[LayerCost, ...] = tuple(costs)
         self.missing: tuple[Kernel, ...] = tuple(dict.fromkeys(missing))
         self.unmodelled: tuple[Unmodelled, ...] = unmodelled_of(graph)
@@ -162,6 +164,7 @@ class LatencyModel:
     def _with(self, scale: float, offset_ms: float, calibration: Calibration | None) -> LatencyModel:
         other = object.__new__(LatencyModel)
         other.layers = tuple(replace(c, scale=scale) for c in self.layers)
+        other.graph = self.graph
         other.missing, other.unmodelled, other.table = self.missing, self.unmodelled, self.table
         other.fixed_ms, other.calibration = offset_ms, calibration
         return other

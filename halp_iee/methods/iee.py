@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from halp_iee.errors import TargetError, UsageError
+from halp_iee.errors import UsageError
 from halp_iee.importance import score
 from halp_iee.methods.config import IEEConfig
 from halp_iee.methods.elastic import ElasticNetwork
 from halp_iee.methods.meet import meet_as_measured
 from halp_iee.methods.schedule import exponential
-from halp_iee.methods.structure import Units, count, from_lists, iou, overlap, to_lists
+from halp_iee.methods.structure import Units, count, from_lists, iou, overlap, prunable_sizes, to_lists
 from halp_iee.solve import Answer, floor_ms, solve
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class IEE:
 
     Raises:
         UsageError: a target outside (0, 1], or no optimizer.
-        TargetError: no structure is as fast as that.
+        TargetError: no structure is as fast as that, or nothing can be pruned.
     """
 
     def __init__(
@@ -203,24 +203,15 @@ class IEE:
 
     # Structure
 
-    def _prunable(self) -> dict[str, int]:
-        return {g.name: g.size for g in self.graph.groups if g.prunable}
-
     def _least(self) -> dict[str, int]:
-        return {n: max(1, round(size * self.config.min_fraction)) for n, size in self._prunable().items()}
+        return {n: max(1, round(size * self.config.min_fraction)) for n, size in prunable_sizes(self.graph).items()}
 
     def _random_scores(self, salt: int) -> dict[str, np.ndarray]:
         rng = np.random.default_rng((self.config.seed, salt))
-        return {name: rng.random(size) for name, size in self._prunable().items()}
+        return {name: rng.random(size) for name, size in prunable_sizes(self.graph).items()}
 
     def _initial_structure(self) -> Units:
-        everything = {name: np.arange(size) for name, size in self._prunable().items()}
-        if not everything:
-            raise TargetError(
-                "nothing in this network can be pruned",
-                "every channel group is frozen",
-                "`halp-iee graph` lists each group with the reason",
-            )
+        everything = {name: np.arange(size) for name, size in prunable_sizes(self.graph).items()}
         if self.config.start == "dense":
             return everything
         answer = solve(self.cost, self._random_scores(0), self.psi_ms, self.config.solver, min_units=self._least())
@@ -229,7 +220,7 @@ class IEE:
 
     def _of(self, answer: Answer) -> Units:
         """The decided groups of an answer; it also lists those that are frozen."""
-        return {name: answer.keep[name] for name in self._prunable()}
+        return {name: answer.keep[name] for name in prunable_sizes(self.graph)}
 
     def _solve(
         self,

@@ -3,11 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from halp_iee.errors import TargetError
+
+if TYPE_CHECKING:
+    from halp_iee.graph import ChannelGraph
+
 Units = dict[str, np.ndarray]
 """Group name -> sorted indices of units."""
+
+
+def prunable_sizes(graph: ChannelGraph) -> dict[str, int]:
+    """How many units every group has that can be pruned.
+
+    Raises:
+        TargetError: there is no such group.
+    """
+    sizes = {g.name: g.size for g in graph.groups if g.prunable}
+    if not sizes:
+        raise TargetError(
+            "nothing in this network can be pruned",
+            "every channel group is frozen",
+            "`halp-iee graph` lists each group with the reason",
+        )
+    return sizes
 
 
 def from_lists(lists: Mapping[str, Sequence[int]]) -> Units:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -74,7 +75,7 @@ def from_file(spec: str, **options: Any) -> nn.Module:
 
 def _run(path: Path) -> ModuleType:
     # The name carries the path, so that two files called model.py do not take each other's place.
-    name = f"halp_iee_user_{abs(hash(str(path.resolve())))}_{path.stem}"
+    name = f"halp_iee_user_{zlib.crc32(str(path.resolve()).encode()):08x}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None

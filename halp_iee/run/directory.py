@@ -11,31 +11,48 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from halp_iee.errors import HalpError, UsageError
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that the file is either the old one or the whole new one."""
-    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A file to write instead of `path`, which takes its place when all of it is there."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(text)
+        yield partial
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file of this project.
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that the file is either the old one or the whole new one."""
+    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
+    with whole(path) as partial:
+        partial.write_text(text)
+
+
+def read_json(path: Path, kind: Any = Any) -> Any:
+    """Read a JSON file of this project, and check that it holds a value of the type `kind`.
 
     Raises:
-        HalpError: missing, unreadable, or not JSON.
+        HalpError: missing, unreadable, not JSON, or JSON of something else.
     """
     try:
-        return json.loads(path.read_text())
+        return TypeAdapter(kind).validate_python(json.loads(path.read_text()))
     except FileNotFoundError:
         raise HalpError(
             f"cannot read {path}", "the file does not exist", "check the path, or run the step that makes it"
+        ) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        at = ".".join(str(part) for part in first["loc"])
+        raise HalpError(
+            f"cannot use {path}",
+            f"it does not hold what belongs there ({f'{at}: ' if at else ''}{first['msg']})",
+            "delete it and run the step that makes it again",
         ) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise HalpError(
@@ -98,9 +115,7 @@ class RunDirectory:
         if not self.config.exists() or not self._begun():
             write_json(self.config, wanted)
             return
-        there = read_json(self.config)
-        if not isinstance(there, dict):
-            there = {}
+        there = read_json(self.config, dict[str, Any])
         differing = sorted(k for k in {*wanted, *there} if wanted.get(k) != there.get(k))
         if differing:
             key = differing[0]
@@ -117,9 +132,8 @@ class RunDirectory:
     def keep_table(self, path: Path) -> None:
         """Keep a copy of the latency table that the run used."""
         if path.resolve() != self.table.resolve():
-            partial = self.table.with_name(f".{self.table.name}.{os.getpid()}.partial")
-            shutil.copyfile(path, partial)
-            os.replace(partial, self.table)
+            with whole(self.table) as partial:
+                shutil.copyfile(path, partial)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 DEFAULT_TARGET = Target(0.3, "fraction")
 
 
+def short_name(model: str) -> str:
+    """What runs and tables of a network are called after: `path/to/file.py:function` is `file-function`."""
+    file, found, function = model.partition(".py:")
+    return f"{Path(file).stem}-{function}" if found else model
+
+
 @dataclass(frozen=True)
 class DeviceChoice:
     """The device that the network must be fast on, and how it is timed.
@@ -78,7 +84,7 @@ class Job:
 
     def default_directory(self) -> Path:
         """`runs/MODEL-DATA-TARGET[-DEVICE]`, in characters that any file system takes."""
-        parts = [Path(self.model.split(":")[0]).stem if ".py:" in self.model else self.model]
+        parts = [short_name(self.model)]
         parts += [self.data.split(":")[0]] if self.data else []
         parts += [str(self.target)] + ([self.device.name] if self.device.name != "cpu" else [])
         parts += ["pruned"] if self.method == "one-shot" else []

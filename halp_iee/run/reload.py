@@ -13,6 +13,15 @@ from halp_iee.errors import HalpError
 from halp_iee.run.directory import RunDirectory, read_json
 from halp_iee.slim.artifact import load
 
+_HOLDS = frozenset([
+    "model", "data", "method", "seed", "device", "threads", "batch", "runtime", "version", "num_classes", "input_shape",
+    "target", "target_ms", "dense_ms", "predicted_ms", "measured_ms", "dense_predicted_ms", "dense_measured_ms",
+    "source", "unstable", "fps_dense", "fps", "top1_dense", "top1", "params_dense", "params", "macs_dense", "macs",
+    "train_flops_ratio", "train_seconds_dense", "train_seconds", "wall_seconds", "solver", "gap",
+    "artifact", "onnx", "report",
+])  # fmt: skip
+"""What others script against, and what a finished run is shown and exported from."""
+
 
 def finished_run(path: Path) -> tuple[RunDirectory, dict[str, Any]]:
     """The directory and the result of a run.
@@ -34,12 +43,21 @@ def finished_run(path: Path) -> tuple[RunDirectory, dict[str, Any]]:
             "it holds no result.json yet",
             "call the command that began it again; it goes on where it stopped",
         )
-    result = read_json(path / "result.json")
-    if not isinstance(result, dict) or not {"model", "input_shape", "target_ms"} <= result.keys():
-        raise HalpError(
-            f"the result of {path} is broken", "result.json lacks what every result holds", "run it again with --fresh"
-        )
-    return RunDirectory(path), result
+    run = RunDirectory(path)
+    return run, read_result(run)
+
+
+def read_result(run: RunDirectory) -> dict[str, Any]:
+    """The result of a finished run.
+
+    Raises:
+        HalpError: it is broken.
+    """
+    result = read_json(run.result, dict[str, Any])
+    lacking = sorted(_HOLDS - result.keys())
+    if lacking:
+        raise HalpError(f"the result of {run.root} is broken", f"it lacks {lacking[0]}", "run it again with --fresh")
+    return result
 
 
 def slim_network(run: RunDirectory, result: dict[str, Any]) -> tuple[nn.Module, Tensor]:

@@ -86,7 +86,7 @@ def write_report(run: RunDirectory, result: dict[str, Any]) -> Path:
     from halp_iee.report.html import write
     from halp_iee.run.directory import read_json
 
-    write({"result": result, **read_json(run.evidence)}, run.report)
+    write({"result": result, **read_json(run.evidence, dict[str, Any])}, run.report)
     return run.report
 
 

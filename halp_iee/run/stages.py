@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 import halp_iee
@@ -19,11 +20,11 @@ from halp_iee.latency import LatencyModel, LatencyTable
 from halp_iee.latency.profile import default_table_path, missing_from, profile_network
 from halp_iee.latency.table import find as find_table
 from halp_iee.latency.table import search_folders
-from halp_iee.methods.structure import Units
+from halp_iee.methods.structure import Units, prunable_sizes
 from halp_iee.progress import Progress
 from halp_iee.run.clock import RuntimeClock
 from halp_iee.run.directory import RunDirectory, read_json, write_json
-from halp_iee.run.job import DeviceChoice, Job
+from halp_iee.run.job import DeviceChoice, Job, short_name
 from halp_iee.solve import solve
 from halp_profiler.devices import Device
 from halp_profiler.devices import find as find_device
@@ -84,6 +85,18 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class TimedNetwork:
+    """What a run keeps of a whole network that it timed."""
+
+    widths: dict[str, Annotated[int, Field(gt=0)]]
+    measured_ms: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+TimedNetworks = Annotated[list[TimedNetwork], Field(min_length=1)]
+"""The dense network first."""
+
+
+@dataclass(frozen=True)
 class Slimmed:
     """The structure that was chosen, and the trained network that has it.
 
@@ -131,6 +144,7 @@ def network(job: Job) -> Network:
 
     Raises:
         UsageError, DataError, ArtifactError, GraphError: whatever of these is wrong with the job.
+        TargetError: nothing in the network can be pruned.
     """
     from halp_iee.train.weights import load_weights
 
@@ -157,7 +171,9 @@ def network(job: Job) -> Network:
         load_weights(model, job.weights)
     generator = torch.Generator().manual_seed(job.seed)
     example = torch.randn(job.device.batch, *shape, generator=generator)
-    return Network(model, trace(model, example), data, example)
+    graph = trace(model, example)
+    prunable_sizes(graph)  # says before anything is timed or trained that there is nothing to prune
+    return Network(model, graph, data, example)
 
 
 def table(job: Job, network: Network, progress: Progress) -> Table:
@@ -196,7 +212,7 @@ def find_or_make_table(
     seconds = device.time_budget_s or (60.0 if math.prod(shape) < 20_000 else 180.0)
     with progress.task(f"latency table for {found.label}") as task:
         table = profile_network(
-            graph, found, given, model=_short(model), source=None if device.source == "auto" else device.source,
+            graph, found, given, model=short_name(model), source=None if device.source == "auto" else device.source,
             batch=device.batch, threads=device.threads, time_budget_s=seconds, max_error=device.max_error,
             progress=lambda done, total, eta_s: task.update(done, total),
         )  # fmt: skip
@@ -213,7 +229,7 @@ def _shipped(found: Device, model: str, device: DeviceChoice) -> Path | None:
     """A modelled table that ships with the package; a measured one is of its own machine, and a new one is better."""
     if found.attached or device.source == "measured":
         return None
-    name = default_table_path(found, _short(model), batch=device.batch, threads=device.threads).name
+    name = default_table_path(found, short_name(model), batch=device.batch, threads=device.threads).name
     return next((folder / name for folder in search_folders() if (folder / name).is_file()), None)
 
 
@@ -234,10 +250,6 @@ def _check_table(table: LatencyTable, found: Device, device: DeviceChoice) -> No
             )
 
 
-def _short(model: str) -> str:
-    return Path(model.split(".py:")[0]).stem + "-" + model.split(".py:")[1] if ".py:" in model else model
-
-
 def cost(job: Job, network: Network, table: Table, run: RunDirectory, progress: Progress) -> Cost:
     """A latency model of the network, calibrated against whole networks when the device is at hand.
 
@@ -248,7 +260,7 @@ def cost(job: Job, network: Network, table: Table, run: RunDirectory, progress: 
         UsageError: the dense network is fast enough already.
     """
     model, batch = LatencyModel(network.graph, table.table), job.device.batch
-    everything = {g.name: np.ones(g.size) for g in network.graph.groups if g.prunable}
+    everything = {name: np.ones(size) for name, size in prunable_sizes(network.graph).items()}
     if not table.local:
         progress.say(f"NOTE: {table.device.label} is not attached: its latencies are MODELLED from its datasheet.")
         target_ms = job.target.resolve_ms(model.dense_ms, batch)
@@ -256,11 +268,11 @@ def cost(job: Job, network: Network, table: Table, run: RunDirectory, progress: 
         return Cost(model, None, target_ms, (), table.table.summary())
     clock = RuntimeClock(network.graph, network.example, threads=job.device.threads)
     if run.calibration.exists():
-        points = [(dict(p["widths"]), float(p["measured_ms"])) for p in read_json(run.calibration)]
+        points = [(p.widths, p.measured_ms) for p in read_json(run.calibration, TimedNetworks)]
         clock.scale_to(points[0][1])
     else:
         points = _time_whole_networks(job, network, model, clock, progress)
-        write_json(run.calibration, [{"widths": widths, "measured_ms": ms} for widths, ms in points])
+        write_json(run.calibration, [asdict(TimedNetwork(widths, ms)) for widths, ms in points])
     calibrated = model.calibrate(points)
     target_ms = job.target.resolve_ms(points[0][1], batch)
     solve(calibrated, everything, target_ms)
@@ -278,7 +290,7 @@ def _time_whole_networks(
         share = job.target.resolve_ms(clock.dense_ms, job.device.batch) / clock.dense_ms
         rng = np.random.default_rng(job.seed)
         for i in range(CALIBRATION_NETWORKS):
-            scores = {g.name: rng.random(g.size) for g in network.graph.groups if g.prunable}
+            scores = {name: rng.random(size) for name, size in prunable_sizes(network.graph).items()}
             try:
                 answer = solve(model, scores, model.dense_ms * share ** ((i + 1) / CALIBRATION_NETWORKS))
             except TargetError:

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from halp_iee.errors import ArtifactError
+from halp_iee.graph.attributes import numbers_of, put_number
 from halp_iee.graph.keep import checked
 from halp_iee.graph.records import Keep
 from halp_iee.graph.sandbox import first_line, named_tensors, skeleton
@@ -155,6 +156,26 @@ def _read(path: Path, *, with_tensors: bool) -> tuple[dict[str, Any], dict[str, 
     return recipe, tensors
 
 
+def _put_numbers(small: nn.Module, numbers: Any, what: str, remedy: str) -> None:
+    """Set the sizes that modules keep as numbers; only numbers that are there, and none larger than it was.
+
+    Raises:
+        ArtifactError: the network has no such number.
+    """
+    modules = dict(small.named_modules(remove_duplicate=False))
+    if not isinstance(numbers, dict):
+        raise ArtifactError(what, "its recipe's numbers are not a mapping", remedy)
+    for key, value in numbers.items():
+        owner, name, item = (*key.split("|"), "", "")[:3]
+        module = modules.get(owner)
+        known = {} if module is None else {(n, i): v for n, i, v in numbers_of(module)}
+        at = int(item) if item.lstrip("-").isdigit() else None
+        old = None if at is None else known.get((name, at))
+        if module is None or at is None or old is None or type(value) is not int or not 0 < value <= old:
+            raise ArtifactError(what, f"it sets {key!r} to {value!r}, which the network does not have", remedy)
+        put_number(module, name, at, value)
+
+
 def load(path: str | os.PathLike[str], model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
     """Build the slim network that a file holds.
 
@@ -209,5 +230,6 @@ def load(path: str | os.PathLike[str], model: nn.Module | Callable[[], nn.Module
             put(small, one, replacement)
             shapes[one] = tuple(value.shape)
     resize_attributes(small, dense, shapes)
-    small.__dict__[RECIPE] = {key: recipe[key] for key in ("keep", "groups", "earlier") if key in recipe}
+    _put_numbers(small, recipe.get("numbers", {}), what, remedy)
+    small.__dict__[RECIPE] = {key: recipe[key] for key in ("keep", "groups", "earlier", "numbers") if key in recipe}
     return small

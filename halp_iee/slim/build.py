@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from halp_iee.errors import GraphError
+from halp_iee.graph.compare import Difference, first_difference
 from halp_iee.graph.sandbox import first_line, map_tensors, steady_randomness, tensors_in, training_flags
 from halp_iee.slim.surgery import slim_
 
@@ -23,7 +24,9 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 2e-2, torc
 RECIPE = "halp_recipe"
 
 
-def build_slim(graph: ChannelGraph, keep: Mapping[str, np.ndarray], model: nn.Module | None = None) -> nn.Module:
+def build_slim(
+    graph: ChannelGraph, keep: Mapping[str, np.ndarray], model: nn.Module | None = None
+) -> nn.Module:
     """Copy a network, cut it down to `keep`, and prove the result.
 
     Args:
@@ -46,6 +49,12 @@ def recipe_of(graph: ChannelGraph, keep: Mapping[str, np.ndarray]) -> dict[str, 
         "groups": {group.name: group.size for group in graph.groups},
     }
     before = graph.model.__dict__.get(RECIPE)
+    numbers = {} if before is None else dict(before.get("numbers", {}))
+    numbers |= {
+        f"{module}|{name}|{item}": value for (module, name, item), value in graph.numbers(keep).items()
+    }
+    if numbers:
+        recipe["numbers"] = numbers
     if before is not None:
         recipe["earlier"] = [*before.get("earlier", []), {key: before[key] for key in ("keep", "groups")}]
     return recipe
@@ -143,19 +152,69 @@ def prove(graph: ChannelGraph, keep: Mapping[str, np.ndarray], small: nn.Module,
         try:
             got = outputs(small, one_args, one_kwargs)
         except Exception as error:
-            blamed = culprits(graph, keep, full)
             raise GraphError(
                 "The network cannot be slimmed",
-                f"the slim network failed with {type(error).__name__}: {first_line(error)}{blamed}",
+                f"the slim network failed with {type(error).__name__}: {first_line(error)}"
+                f"{_place(graph, keep, small, full, (one_args, one_kwargs))}",
                 "Leave these groups out of the selection",
             ) from error
-        if disagreement(wanted, got) > 1 and not _agree_in_double(graph, keep, small, full, one_args, one_kwargs):
-            raise GraphError(
-                "The network cannot be slimmed",
-                f"masked and slim differ on {what} by {disagreement(wanted, got):.3g} times what is tolerated"
-                f"{culprits(graph, keep, full)}",
-                "Leave these groups out of the selection",
-            )
+        if disagreement(wanted, got) <= 1 or _agree_in_double(graph, keep, small, full, one_args, one_kwargs):
+            continue
+        found = _difference(graph, keep, small, full, (one_args, one_kwargs))
+        if found is not None and found.decision:
+            continue  # everything up to a decision agrees; it fell the other way by rounding
+        raise GraphError(
+            "The network cannot be slimmed",
+            f"masked and slim differ on {what} by {disagreement(wanted, got):.3g} times what is tolerated"
+            f"{_told(graph, keep, full, found)}",
+            "Leave these groups out of the selection",
+        )
+
+
+def _double(value: Any) -> Any:
+    return map_tensors(value, lambda t: t.double() if t.is_floating_point() else t)
+
+
+def _difference(
+    graph: ChannelGraph,
+    keep: Mapping[str, np.ndarray],
+    small: nn.Module,
+    full: nn.Module,
+    inputs: tuple[Any, Any],
+) -> Difference | None:
+    """The first operation where masked and slim part, in double precision where the network runs in it."""
+    for precision in ("double", "own"):
+        try:
+            if precision == "double":
+                large, little = copy.deepcopy(full).double(), copy.deepcopy(small).double()
+                given, tolerance = _double(inputs), 1e-6
+            else:
+                large, little, given, tolerance = full, small, inputs, 1e-2
+            with graph.masked(keep, large):
+                return first_difference(graph.labels, graph.structure, keep, large, little, given, tolerance)
+        except Exception:  # it only serves to explain; a network that cannot be run so is judged as it is
+            continue
+    return None
+
+
+def _told(
+    graph: ChannelGraph, keep: Mapping[str, np.ndarray], full: nn.Module, found: Difference | None
+) -> str:
+    return (
+        f" ({found})"
+        if found is not None and found.groups
+        else f"{culprits(graph, keep, full)}" + (f" ({found})" if found is not None else "")
+    )
+
+
+def _place(
+    graph: ChannelGraph,
+    keep: Mapping[str, np.ndarray],
+    small: nn.Module,
+    full: nn.Module,
+    inputs: tuple[Any, Any],
+) -> str:
+    return _told(graph, keep, full, _difference(graph, keep, small, full, inputs))
 
 
 def _agree_in_double(
@@ -168,12 +227,9 @@ def _agree_in_double(
 ) -> bool:
     """Whether the difference was rounding: deep networks amplify it, in double precision it vanishes."""
 
-    def double(value: Any) -> Any:
-        return map_tensors(value, lambda t: t.double() if t.is_floating_point() else t)
-
     try:
         large, little = copy.deepcopy(full).double(), copy.deepcopy(small).double()
-        inputs, named = double((args, dict(kwargs)))
+        inputs, named = _double((args, dict(kwargs)))
         with graph.masked(keep, large):
             wanted = outputs(large, inputs, named)
         return disagreement(wanted, outputs(little, inputs, named)) <= 1
@@ -182,20 +238,23 @@ def _agree_in_double(
 
 
 def culprits(graph: ChannelGraph, keep: Mapping[str, np.ndarray], full: nn.Module) -> str:
-    """Which groups break the network when slimmed alone, for an error message."""
+    """A group that breaks the network when slimmed without the others, found by halving, for an error message."""
     args, kwargs = graph.example_inputs
-    found = []
-    for name, units in list(keep.items())[:200]:
-        alone = {name: units}
+
+    def breaks(part: Mapping[str, np.ndarray]) -> bool:
         try:
-            small = cut(graph, alone, full)
-            with graph.masked(alone, full):
+            small = cut(graph, part, full)
+            with graph.masked(part, full):
                 wanted = outputs(full, args, kwargs)
-            if disagreement(wanted, outputs(small, args, kwargs)) <= 1:
-                continue
+            return disagreement(wanted, outputs(small, args, kwargs)) > 1
         except Exception:
-            pass
-        found.append(name)
-        if len(found) == 3:
-            break
-    return f" (group {', '.join(found)})" if found else ""
+            return True
+
+    names = list(keep)
+    while len(names) > 1:
+        first, second = names[: len(names) // 2], names[len(names) // 2 :]
+        broken = next((half for half in (first, second) if breaks({name: keep[name] for name in half})), None)
+        if broken is None:
+            return f" (groups {', '.join(names[:5])} together)"
+        names = broken
+    return f" (group {names[0]})" if names else ""

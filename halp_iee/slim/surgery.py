@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from halp_iee.errors import GraphError
+from halp_iee.graph.attributes import put_number
 from halp_iee.graph.sandbox import named_tensors
+from halp_iee.slim.attention import resize_attention
 
 if TYPE_CHECKING:
     from halp_iee.graph.graph import ChannelGraph
@@ -76,6 +78,24 @@ def _embedding(module: Any, dense: Any, shapes: Shapes) -> None:
         module.num_embeddings, module.embedding_dim = shapes["weight"]
 
 
+def _attention(module: Any, dense: Any, shapes: Shapes) -> None:
+    packed, own = shapes.get("in_proj_weight"), shapes.get("q_proj_weight")
+    if packed is not None:
+        resize_attention(module, dense, packed[0] // 3, packed[1])
+    elif own is not None:
+        resize_attention(module, dense, own[0], own[1])
+
+
+def _recurrent(module: Any, dense: Any, shapes: Shapes) -> None:
+    if "weight_ih_l0" in shapes:
+        module.input_size = shapes["weight_ih_l0"][1]
+
+
+def _recurrent_cell(module: Any, dense: Any, shapes: Shapes) -> None:
+    if "weight_ih" in shapes:
+        module.input_size = shapes["weight_ih"][1]
+
+
 ATTRIBUTES: tuple[tuple[type[nn.Module], Callable[[Any, Any, Shapes], None]], ...] = (
     (nn.modules.conv._ConvNd, _convolution),
     (nn.Linear, _linear),
@@ -85,6 +105,9 @@ ATTRIBUTES: tuple[tuple[type[nn.Module], Callable[[Any, Any, Shapes], None]], ..
     (nn.RMSNorm, _layer_norm),
     (nn.PReLU, _prelu),
     (nn.Embedding, _embedding),
+    (nn.MultiheadAttention, _attention),
+    (nn.RNNBase, _recurrent),
+    (nn.RNNCellBase, _recurrent_cell),
 )
 """Module class -> how its attributes follow from the shapes of its tensors."""
 
@@ -188,3 +211,5 @@ def slim_(module: nn.Module, graph: ChannelGraph, keep: Keep, tensors: Mapping[s
             put(module, name, replacement)
             shapes[name] = tuple(value.shape)
     resize_attributes(module, graph.model, shapes)
+    for (owner, name, item), number in graph.numbers(keep).items():
+        put_number(module.get_submodule(owner), name, item, number)

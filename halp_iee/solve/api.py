@@ -12,10 +12,10 @@ import numpy as np
 from halp_iee.errors import TargetError, UsageError
 from halp_iee.solve.answer import Answer, relative_gap
 from halp_iee.solve.build import Limit, build
-from halp_iee.solve.dual import Oracle
 from halp_iee.solve.floor import find_floor
 from halp_iee.solve.halp import solve_halp
 from halp_iee.solve.joint import Solved, bound_importance, solve_joint
+from halp_iee.solve.network import Network
 from halp_iee.solve.problem import Problem
 from halp_iee.solve.verify import verify
 
@@ -36,7 +36,7 @@ def solve(
     min_units: Limit = 1,
     max_units: Limit = None,
     steps: Limit = 1,
-    tolerance: float = 1e-4,
+    tolerance: float = 5e-4,
     as_published: bool = False,
     resolution_ms: float | None = None,
     time_limit_s: float = 30.0,
@@ -88,14 +88,14 @@ def solve_problem(
     problem: Problem,
     solver: str,
     *,
-    tolerance: float = 1e-4,
+    tolerance: float = 5e-4,
     as_published: bool = False,
     resolution_ms: float | None = None,
     time_limit_s: float = 30.0,
-    root: Oracle | None = None,
+    network: Network | None = None,
     start: np.ndarray | None = None,
 ) -> Solved:
-    """The same for a stated problem, without the check; ``root`` and ``start`` as for ``solve_joint``."""
+    """The same for a stated problem, without the check; ``network`` and ``start`` as for ``solve_joint``."""
     most = problem.most
     if problem.predict_ms(most) <= problem.budget_ms:
         value = problem.value(most)
@@ -113,7 +113,7 @@ def solve_problem(
 
         solved = solve_cp_sat(problem, time_limit_s=time_limit_s)
     else:
-        solved = solve_joint(problem, tolerance, root=root, start=start)
+        solved = solve_joint(problem, tolerance, network=network, start=start)
     if solved is not None:
         return solved
     floor = find_floor(problem)

@@ -93,7 +93,10 @@ def build(
     index = {group.name: i for i, group in enumerate(groups)}
     layers, fixed_ms = [], float(cost.fixed_ms)
     for layer in cost.layers:
-        term = LayerTerm(layer.name, _axis(layer.c_in, index, settled), _axis(layer.c_out, index, settled), layer.ms)
+        surface = getattr(layer, "surface", None)
+        alike = None if surface is None else (surface, getattr(layer, "scale", 1.0))
+        c_in, c_out = _axis(layer.c_in, index, settled), _axis(layer.c_out, index, settled)
+        term = LayerTerm(layer.name, c_in, c_out, layer.ms, alike)
         if term.groups:
             layers.append(term)
         else:

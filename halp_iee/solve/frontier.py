@@ -14,7 +14,6 @@ from halp_iee.solve.answer import Answer
 from halp_iee.solve.api import decided_scores, solve_problem, to_answer
 from halp_iee.solve.build import Limit, build, check_budget
 from halp_iee.solve.floor import find_floor
-from halp_iee.solve.joint import coarse_oracle
 from halp_iee.solve.network import compile_network
 from halp_iee.solve.verify import verify
 
@@ -58,13 +57,13 @@ def frontier(
         budgets = np.unique(np.append(np.linspace(floor_ms, top_ms, budgets_ms)[:-1], top_ms)).tolist()
     else:
         budgets = sorted(check_budget(budget) for budget in budgets_ms)
-    root = coarse_oracle(compile_network(problem)) if problem.groups else None
+    network = compile_network(problem) if problem.groups else None
     answers: list[Answer] = []
     widths: np.ndarray | None = None
     for budget_ms in budgets:
         start = time.perf_counter()
         stated = replace(problem, budget_ms=budget_ms)
-        solved = solve_problem(stated, "joint", tolerance=tolerance, root=root, start=widths)
+        solved = solve_problem(stated, "joint", tolerance=tolerance, network=network, start=widths)
         widths = solved.widths
         answer = to_answer(stated, cost, solved, "joint", time.perf_counter() - start)
         verify(answer, cost, decided_scores(problem, importance), active=active, standing=standing)

@@ -19,6 +19,7 @@ Deviations:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,13 +110,18 @@ def modelled_ms(problem: Problem, current: np.ndarray) -> list[np.ndarray]:
 
 
 def solve_halp(
-    problem: Problem, *, resolution_ms: float | None = None, as_published: bool = False
+    problem: Problem,
+    *,
+    resolution_ms: float | None = None,
+    as_published: bool = False,
+    between: tuple[float, float] = (-math.inf, math.inf),
 ) -> np.ndarray | None:
     """Widths, shape (groups,), or None when no capacity of the knapsack is truly within the budget.
 
     Args:
         resolution_ms: what one unit of capacity is worth; default one 10,000th of the range.
         as_published: the one shot, whose true latency may lie on either side of the budget.
+        between: only answers are looked for whose importance is above the first and not above the second.
     """
     grow = any(group.standing for group in problem.groups)
     current = np.array([group.standing for group in problem.groups]) if grow else problem.most
@@ -154,6 +160,7 @@ def solve_halp(
         return widths_at(np.array([capacity]))[0]
     # Where the value does not change, neither does the choice worth having.
     sizes = np.flatnonzero(np.diff(knapsack.best, prepend=-np.inf) > 0.0)
+    sizes = sizes[(knapsack.best[sizes] > between[0]) & (knapsack.best[sizes] <= between[1])]
     for chunk in np.array_split(sizes[::-1], max(1, len(sizes) // 256)):
         candidates = widths_at(chunk)
         first = problem.first_within(candidates)

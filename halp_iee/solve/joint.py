@@ -22,14 +22,20 @@ import numpy as np
 from halp_iee.solve.dual import DualResult, Oracle, minimise_dual
 from halp_iee.solve.eliminate import elimination_order
 from halp_iee.solve.halp import solve_halp
-from halp_iee.solve.network import Network, compile_network, cut, even_starts, restrict
+from halp_iee.solve.network import Network, cell_starts, compile_network, cut, restrict
 from halp_iee.solve.problem import Problem
 from halp_iee.solve.search import Search
 
 _PASS_WORK = 3_000_000
 """Table entries of one pass of the elimination: about 15 ms."""
-_TOTAL_WORK = 200_000_000
-"""Table entries after which no further node is opened: about a second."""
+_FINE_WORK = 100_000
+"""The same a variable, once there is an answer to be fine around."""
+_QUICK_WORK = 300_000
+"""The same for the first look."""
+_LAST = 4
+"""Choices of the dual that are looked at."""
+_TOTAL_WORK = 400_000_000
+"""Table entries after which no further node is opened: about two seconds."""
 _NODE_WORK = 50_000
 """What a node costs besides its passes, a variable, in the same measure."""
 _ENUMERATE = 100_000
@@ -61,13 +67,6 @@ def coarse_oracle(network: Network, work: int = _PASS_WORK, near: np.ndarray | N
         *(most for most in (512, 256, 128, 96, 64, 48, 32, 24, 16, 12, 8) if most < max(sizes)),
     ]
 
-    @cache
-    def starts_of(v: int, most: int) -> np.ndarray:
-        return even_starts(network.variables[v], most)
-
-    def starts(tied_most: int, most: int) -> tuple[np.ndarray, ...]:
-        return tuple(starts_of(v, tied_most if v in tied else most) for v in range(len(sizes)))
-
     reference = None
     if near is not None:
         reference = np.array(
@@ -79,6 +78,13 @@ def coarse_oracle(network: Network, work: int = _PASS_WORK, near: np.ndarray | N
                 for v in network.variables
             ]
         )
+
+    @cache
+    def starts_of(v: int, most: int) -> np.ndarray:
+        return cell_starts(network.variables[v], most, None if reference is None else int(reference[v]))
+
+    def starts(tied_most: int, most: int) -> tuple[np.ndarray, ...]:
+        return tuple(starts_of(v, tied_most if v in tied else most) for v in range(len(sizes)))
 
     def fits(cut_at: tuple[np.ndarray, ...]) -> bool:
         return order.work([len(start) for start in cut_at]) <= work
@@ -93,19 +99,49 @@ def coarse_oracle(network: Network, work: int = _PASS_WORK, near: np.ndarray | N
     return Oracle(cut(network, starts(64, 64), reference), order, cap=work // 8)
 
 
-def bound_importance(problem: Problem) -> float:
+def relax(
+    network: Network, ceiling_ms: float, near: np.ndarray | None, pass_work: int = _PASS_WORK
+) -> tuple[Oracle, DualResult, int]:
+    """The dual of one network, its cells tight around ``near``; and the work it took.
+
+    Without ``near`` a quick look with few cells says where the choice will lie.
+    """
+    work = 0
+    if near is None:
+        quick = coarse_oracle(network, _QUICK_WORK)
+        result = minimise_dual(quick, ceiling_ms)
+        work = quick.elimination.work * (len(result.path) + 2)
+        if quick.cells.exact or not math.isfinite(result.bound):
+            return quick, result, work
+        near = _nearest(network, result)
+    oracle = coarse_oracle(network, pass_work, near)
+    result = minimise_dual(oracle, ceiling_ms)
+    return oracle, result, work + oracle.elimination.work * (len(result.path) + 2)
+
+
+def _nearest(network: Network, result: DualResult) -> np.ndarray:
+    """Of the dual's last choices the widths whose latency is nearest to the budget."""
+    problem = network.problem
+    groups = network.variables[: len(problem.groups)]
+    choices = np.array(
+        [[v.grid[i] for v, i in zip(groups, choice.points, strict=False)] for choice in result.path[-_LAST:]]
+    )
+    return choices[np.argmin(np.abs(problem.latency_ms(choices) - problem.budget_ms))]
+
+
+def bound_importance(problem: Problem, network: Network | None = None, near: np.ndarray | None = None) -> float:
     """An upper bound on the importance of any widths within the budget."""
-    result = minimise_dual(coarse_oracle(compile_network(problem)), problem.ceiling_ms)
+    _, result, _ = relax(network or compile_network(problem), problem.ceiling_ms, near)
     return result.bound if math.isfinite(result.bound) else problem.value(problem.most)
 
 
 def solve_joint(
     problem: Problem,
-    tolerance: float = 1e-4,
+    tolerance: float = 5e-4,
     *,
     total_work: int = _TOTAL_WORK,
     enumerate_at: int = _ENUMERATE,
-    root: Oracle | None = None,
+    network: Network | None = None,
     start: np.ndarray | None = None,
 ) -> Solved | None:
     """Maximise importance under the exact latency; None when no widths within the budget were found.
@@ -114,17 +150,16 @@ def solve_joint(
         tolerance: stop once ``(bound - value) / bound`` is at most this.
         total_work: table entries after which no further node is opened.
         enumerate_at: combinations that are tried one by one.
-        root: the oracle of the whole problem, where it is there already.
+        network: the compiled problem, where it is there already.
         start: widths to begin from.
     """
-    root = coarse_oracle(compile_network(problem)) if root is None else root
-    network = replace(root.cells.network, problem=problem)
-    branch = _Branch(problem, Search(network), root, enumerate_at)
+    network = compile_network(problem) if network is None else replace(network, problem=problem)
+    branch = _Branch(problem, Search(network), enumerate_at)
     branch.offer_widths(start)
     bound = branch.run(network, tolerance, total_work)
     if bound - branch.value > _EPSILON * abs(bound):
         # The knapsack's answer is a point like any other; so this solver's is never below it.
-        branch.offer_widths(solve_halp(problem))
+        branch.offer_widths(solve_halp(problem, between=(branch.value, bound * (1.0 + _EPSILON))))
     if branch.point is None:
         return None
     return Solved(branch.search.widths(branch.point), branch.value, max(bound, branch.value))
@@ -133,9 +168,8 @@ def solve_joint(
 class _Branch:
     """The best answer so far, and the nodes that may hold a better one."""
 
-    def __init__(self, problem: Problem, search: Search, root: Oracle, enumerate_at: int) -> None:
+    def __init__(self, problem: Problem, search: Search, enumerate_at: int) -> None:
         self.problem = problem
-        self.root = root
         self.search = search
         self.enumerate_at = enumerate_at
         self.point: np.ndarray | None = None
@@ -166,10 +200,9 @@ class _Branch:
 
     def _open(self, network: Network, above: float, tolerance: float) -> list[tuple[float, Network]]:
         near = None if self.point is None else self.search.widths(self.point)
-        oracle = self.root if network is self.search.network else coarse_oracle(network, near=near)
-        result = minimise_dual(oracle, self.problem.ceiling_ms)
-        self.work += oracle.elimination.work * (len(result.path) + 2)
-        self.work += _NODE_WORK * len(network.variables)
+        pass_work = _PASS_WORK if near is None else _FINE_WORK * len(network.variables)
+        oracle, result, work = relax(network, self.problem.ceiling_ms, near, pass_work)
+        self.work += work + _NODE_WORK * len(network.variables)
         bound = min(above, result.bound)
         if bound <= self._threshold:
             return []

@@ -11,11 +11,12 @@ the best that anything in it can do, so every optimum over cells bounds the exac
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import numpy as np
 
-from halp_iee.solve.problem import Axis, Problem
+from halp_iee.solve.problem import Axis, LayerTerm, Problem
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,16 +89,26 @@ def compile_network(problem: Problem) -> Network:
         return variable, axis.fixed + variables[variable].grid
 
     latencies: dict[tuple[int, ...], np.ndarray] = {}
+    tables: dict[Hashable, np.ndarray] = {}
+
+    def tabulate(layer: LayerTerm, c_in: np.ndarray, c_out: np.ndarray) -> np.ndarray:
+        if layer.alike is None:
+            return layer.ms(c_in, c_out)
+        key = (layer.alike, c_in.shape, c_in.tobytes(), c_out.shape, c_out.tobytes())
+        if key not in tables:
+            tables[key] = layer.ms(c_in, c_out)
+        return tables[key]
+
     for layer in problem.layers:
         left, c_in = resolve(layer.c_in)
         right, c_out = resolve(layer.c_out)
         scope: tuple[int, ...]
         if left is None or right is None or left == right:
             scope = tuple({v for v in (left, right) if v is not None})
-            table = np.broadcast_to(layer.ms(c_in, c_out), (max(len(c_in), len(c_out)),))
+            table = np.broadcast_to(tabulate(layer, c_in, c_out), (max(len(c_in), len(c_out)),))
         else:
             scope = (left, right)
-            table = np.broadcast_to(layer.ms(c_in[:, None], c_out[None, :]), (len(c_in), len(c_out)))
+            table = np.broadcast_to(tabulate(layer, c_in[:, None], c_out[None, :]), (len(c_in), len(c_out)))
             if left > right:
                 scope, table = (right, left), table.T
         known = latencies.get(scope)
@@ -210,7 +221,27 @@ def cut(network: Network, starts: tuple[np.ndarray, ...], reference: np.ndarray 
             if len(starts[v]) < least.shape[axis]:
                 least = np.minimum.reduceat(least, starts[v], axis=axis)
         together[scope] = least
+    for relation in reversed(network.relations):
+        a, b, total = relation.a, relation.b, relation.total
+        if len(starts[total]) == len(network.variables[total].grid):
+            continue
+        slope = _slope(network.variables[total].grid, alone[total], None if reference is None else reference[total])
+        alone[total] = alone[total] - slope * network.variables[total].grid
+        alone[a] = alone[a] + slope * relation.per_a * network.variables[a].grid
+        alone[b] = alone[b] + slope * relation.per_b * network.variables[b].grid
     return Cells(network, starts, tuple(alone), together)
+
+
+def _slope(grid: np.ndarray, latency_ms: np.ndarray, near: int | None) -> float:
+    """Milliseconds a channel of the line through ``latency_ms``, fitted around index ``near``."""
+    middle = float(grid[-1 if near is None else near])
+    spread = max(64.0, 0.25 * middle)
+    x = grid - middle
+    weight = 1.0 / (1.0 + (x / spread) ** 2)
+    mean_x, mean_y = np.average(x, weights=weight), np.average(latency_ms, weights=weight)
+    away = x - mean_x
+    spread_x = float((weight * away**2).sum())
+    return float((weight * away * (latency_ms - mean_y)).sum()) / spread_x if spread_x > 0.0 else 0.0
 
 
 def restrict(network: Network, kept: list[np.ndarray]) -> Network:
@@ -226,15 +257,31 @@ def restrict(network: Network, kept: list[np.ndarray]) -> Network:
     return Network(network.problem, variables, latencies, network.relations, network.constant_ms)
 
 
-def even_starts(variable: Variable, most: int) -> np.ndarray:
-    """At most about ``most`` cells that end at multiples of a power of two, as latency staircases do."""
+_FINE_FROM = 48
+"""Fewer cells than this are too few to give half of them to one place: they would all mark changes of length."""
+
+
+def cell_starts(variable: Variable, most: int, near: int | None = None) -> np.ndarray:
+    """At most about ``most`` cells that end at multiples of powers of two, as latency staircases do.
+
+    Half of them are even, and half lie around the grid index ``near``, finest there; without it all are even.
+    """
     grid = variable.grid
     if len(grid) <= most:
         return np.arange(len(grid))
-    step = 1
+    if near is None or most < _FINE_FROM:
+        return _blocks(grid, most, np.ones(len(grid)))
+    away = np.abs(grid - grid[near]) + 1.0
+    return np.union1d(_blocks(grid, most // 2, np.ones(len(grid))), _blocks(grid, most // 2, away))
+
+
+def _blocks(grid: np.ndarray, most: int, coarseness: np.ndarray) -> np.ndarray:
+    """Where runs begin whose lengths are powers of two, in proportion to ``coarseness``."""
+    longest = 1.0
     while True:
-        step *= 2
-        block = -(-grid // step)
-        starts = np.flatnonzero(np.diff(block, prepend=block[0] - 1))
+        longest *= 1.5
+        length = np.exp2(np.floor(np.log2(np.maximum(1.0, longest * coarseness / coarseness.max()))))
+        block = np.ceil(grid / length)
+        starts = np.flatnonzero((np.diff(block, prepend=-1.0) != 0) | (np.diff(length, prepend=-1.0) != 0))
         if len(starts) <= most:
             return starts

@@ -12,7 +12,7 @@ c_in_l, c_out_l are affine in the widths: one group, a multiple of one (flatten)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,12 +64,18 @@ class Axis:
 
 @dataclass(frozen=True, eq=False)
 class LayerTerm:
-    """One layer's latency: ``ms(c_in, c_out)``, arrays that broadcast, in ms."""
+    """One layer's latency: ``ms(c_in, c_out)``, arrays that broadcast, in ms.
+
+    Attributes:
+        alike: equal for layers that cost the same at the same channels, so that they are tabulated once;
+            None says nothing.
+    """
 
     name: str
     c_in: Axis
     c_out: Axis
     ms: Cost
+    alike: Hashable = None
 
     @property
     def groups(self) -> tuple[int, ...]:

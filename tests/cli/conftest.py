@@ -32,6 +32,34 @@ def build(num_classes=10, in_channels=1):
     return Net(num_classes, in_channels)
 
 
+def talks(num_classes=10, in_channels=1):
+    class Talking(Net):
+        def forward(self, x):
+            print("in forward")
+            return super().forward(x)
+
+    print("in the builder")
+    return Talking(num_classes, in_channels)
+
+
+def with_auxiliary_head(num_classes=10, in_channels=1):
+    class Auxiliary(Net):
+        def __init__(self):
+            super().__init__(num_classes, in_channels)
+            self.helper = nn.Linear(24, num_classes)
+
+        def forward(self, x):
+            if self.training:  # for a loss that the person's own loop would add
+                self.helped = self.helper(self.a(x).mean((2, 3)))
+            return super().forward(x)
+
+    return Auxiliary()
+
+
+def nothing_to_prune(num_classes=10, in_channels=1):
+    return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * 1024, num_classes))
+
+
 def fails():
     raise RuntimeError("no such luck")
 

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import random
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -276,3 +277,22 @@ def test_the_exporter_is_silent_even_when_it_fails(tmp_path):
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(GraphError):
         export_onnx(Branching(), IMAGES, tmp_path / "a.onnx")
     assert out.getvalue() == err.getvalue() == ""
+
+
+def test_a_tensor_that_training_left_in_an_attribute_does_not_prevent_the_export(tmp_path: Path) -> None:
+    class Remembers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.conv(x)
+            if self.training:
+                self.seen = [y.mean()]
+            return y
+
+    model, x = Remembers().train(), torch.randn(1, 3, 8, 8)
+    model(x)
+    assert not model.seen[0].is_leaf
+    assert export_onnx(model, x, tmp_path / "out.onnx").path.is_file()
+    assert not model.seen[0].is_leaf

@@ -561,13 +561,85 @@ class TrainingHead(Net):
         return (y, self.aux(x.mean((2, 3)))) if self.training else y
 
 
+class NumbersOfItsOwn(nn.Module):
+    """Sizes kept as numbers: heads, the size of a head, a split, a shape, and one that is no size at all."""
+
+    inputs = staticmethod(lambda: torch.randn(2, 6, 10))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.head_dim, self.width, self.wide, self.turns = 4, 5, 20, 12, 4
+        self.shape = (1, 1, 16)
+        self.embed, self.qkv = nn.Linear(10, 16), nn.Linear(16, 3 * 20)
+        self.out, self.up, self.down, self.head = (
+            nn.Linear(20, 16), nn.Linear(16, 12 + 8), nn.Linear(12, 16), nn.Linear(16, 3)
+        )  # fmt: skip
+        self.gate, self.scale = nn.Linear(8, 12), nn.Parameter(torch.rand(16) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x) * self.scale.view(self.shape)
+        b, n, _ = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, self.width)
+        x = x + self.out(mixed)
+        value, gate = self.up(x).split([self.wide, 8], -1)
+        x = x + self.down(value * torch.sigmoid(self.gate(gate)))
+        for _ in range(self.turns):
+            x = torch.tanh(x)
+        return self.head(x)
+
+
+class CrossAttention(nn.Module):
+    """The library's attention over another sequence, with masks, tokens first, weights asked for and not used."""
+
+    inputs = staticmethod(lambda: (torch.randn(5, 2, 10), torch.randn(6, 2, 9)))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(10, 16), nn.Linear(9, 16)
+        self.attention, self.head = nn.MultiheadAttention(16, 4), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        x, y = self.a(x), self.b(y)
+        mask = torch.ones(5, 6).triu(2).bool()
+        padding = torch.zeros(2, 6).bool()
+        padding[:, -1] = True
+        return self.head(x + self.attention(x, y, y, key_padding_mask=padding, attn_mask=mask)[0])
+
+
+class NumberAsTensor(Net):
+    """Divides by a number that becomes a tensor before any operation sees it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv(8, 8), conv(8, 8)
+
+    def body(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.b(x / torch.sqrt(torch.tensor(x.shape[1])))
+
+
+class Standardised(Net):
+    """A convolution whose weight is normalised over its inputs: fewer inputs are other statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(8, 8, 3, padding=1)
+        self.gain = nn.Parameter(torch.rand(8) + 0.5)
+
+    def body(self, x: Tensor) -> Tensor:
+        flat = self.a.weight.reshape(1, 8, -1)
+        weight = F.batch_norm(flat, None, None, weight=self.gain, training=True).reshape_as(self.a.weight)
+        return F.conv2d(x, weight, self.a.bias, padding=1)
+
+
 NETWORKS: tuple[type[nn.Module], ...] = (
     Residual, Concatenated, DenseAndAdded, Depthwise, Grouped, Shuffled, SqueezeExcite, SplitGates, UnequalSplit,
     HalfBySlice, FirstChannels, Flattened, SharedTwice, Functional, HardCodedView, SeveralInputs, DictOutput,
     Transposed, Parametric, WrittenAttention, FixedHeadSize, LibraryAttention, OneOutput, DataDependent, GroupNormed,
     LayerNormed, ChannelAttention, Shifted, PaddedShortcut, PixelShuffled, ScaledByWidth, Normalised,
     UnknownOperation, Recurrent, Volumes, Tokens, WeightNormed, TrainingHead, CrossStage, UpAndDown, GroupedQuery,
-    RoutedExperts,
+    RoutedExperts, NumbersOfItsOwn, CrossAttention, NumberAsTensor, Standardised,
 )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from halp_iee.solve import build, floor_ms, solve
 from halp_iee.solve.dual import Oracle, minimise_dual
 from halp_iee.solve.eliminate import elimination_order
 from halp_iee.solve.joint import solve_joint
-from halp_iee.solve.network import compile_network, cut, even_starts
+from halp_iee.solve.network import compile_network, cut, cell_starts
 from tests.solve.fakes import every_choice, random_cost, random_importance
 
 EXACT = 1e-9
@@ -73,7 +73,7 @@ def test_bounds_hold_with_cells_of_any_width_and_tables_split_in_parts(cells, ca
     for seed in range(3000, 3080):
         cost, importance, budget_ms, optimum = random_question(seed)
         network = compile_network(build(cost, importance, budget_ms))
-        starts = tuple(even_starts(variable, cells) for variable in network.variables)
+        starts = tuple(cell_starts(variable, cells) for variable in network.variables)
         order = elimination_order([len(start) for start in starts], network.scopes, network.relations)
         result = minimise_dual(Oracle(cut(network, starts), order, cap), budget_ms)
         assert result.bound >= optimum - EXACT, seed

@@ -30,6 +30,9 @@ def batch_norm(step: Step) -> None:
     ref = step["input"] if step["input"] is not None else step["self"]
     label = step.label(ref)
     axis, zero = _affine(step, label[1], ("weight", "bias", "running_mean", "running_var"))
+    if step["training"] or step["running_mean"] is None:
+        # Statistics of this very tensor: a standardised weight, for one, has its inputs on these axes.
+        step.freeze([one for number, one in enumerate(label) if number != 1], "normalised over all of it together")
     label[1] = None if axis is None else Axis(axis.atoms, zero)
     step.emit(label)
 

@@ -100,9 +100,34 @@ def regions(step: Step) -> None:
 
 
 def recurrent(step: Step) -> None:
-    """A recurrent layer in one operation: its input and weights keep their size."""
+    """A recurrent layer in one operation: the features it reads can go, all else keeps its size."""
+    label = step.label(step["input"])
+    reads = [ref for ref in step.call.refs if ref.id in _input_weights(step)]
     for ref in step.call.refs:
-        step.freeze(step.label(ref), "belongs to a recurrent layer")
+        if ref.id != step["input"].id:
+            axes, name = step.label(ref), step.source(ref)
+            step.freeze(axes[:-1] if ref in reads else axes, "belongs to a recurrent layer")
+            if name is not None and axes and axes[0] is not None and len(axes) > 1:
+                step.labels.produce(axes[0].atoms, name)
+    features = label[-1]
+    for ref in reads:
+        weight = step.label(ref)[-1]
+        met = step.meet(features, weight) if features is not None or weight is not None else None
+        if met is not None and weight is not None and not (met.zero or weight.zero):
+            step.freeze(met, "summed over where removed channels are not zero")
+    if not reads:
+        step.freeze(features, "belongs to a recurrent layer")
+    step.freeze(label[:-1], "a recurrent layer runs over it")
+
+
+def _input_weights(step: Step) -> set[int]:
+    """The weights of the first layer, by value id, that multiply the input: those named weight_ih_l0."""
+    found = set()
+    for ref in step.call.refs:
+        names = step.labels.capture.tensors.get(ref.id, ())
+        if any(name.rpartition(".")[2] in ("weight_ih_l0", "weight_ih_l0_reverse", "weight_ih") for name in names):
+            found.add(ref.id)
+    return found
 
 
 def vector_norm(step: Step) -> None:

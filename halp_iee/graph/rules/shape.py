@@ -176,16 +176,19 @@ def stack(step: Step) -> None:
 
 
 def _parts(step: Step, axis: Axis, sizes: list[int]) -> list[Axis | None]:
-    """Cut an axis: equal parts shrink together, the i-th channel of each tied; others keep their size."""
+    """Cut an axis: equal parts shrink together, the i-th channel of each tied; else each as it likes; else none.
+
+    The second needs sizes that follow: from the tensors' shapes, or numbers that a module keeps.
+    """
     equal = len(set(sizes)) == 1 and 1 < len(sizes) <= MOST_PARTS and sizes[0] > 1
-    options = 1 if equal else 0
     if len(sizes) == 1:
         return [axis]
-    taken = step.labels.choose((step.call.index, 0), axis.atoms, options)
-    if taken >= options:
-        step.freeze(axis, "split at sizes hard-coded in forward" if not equal else "a size hard-coded in forward")
+    ways = [*(["tied"] if equal else []), *(["free"] if len(sizes) <= MOST_PARTS else [])]
+    taken = step.labels.choose((step.call.index, 0), axis.atoms, len(ways))
+    if taken >= len(ways):
+        step.freeze(axis, "split at sizes hard-coded in forward")
     cuts = np.split(axis.atoms, np.cumsum(sizes)[:-1])
-    if taken < options:
+    if taken < len(ways) and ways[taken] == "tied":
         for cut in cuts[1:]:
             step.tie(cuts[0], cut)
     return [Axis(cut, axis.zero) for cut in cuts]
@@ -223,13 +226,17 @@ def take_slice(step: Step) -> None:
     begin = min(max(given + size if given < 0 else given, 0), size)
     chosen = axis.atoms[begin : begin + length * stride : stride]
     even = stride == 1 and length > 1 and size % length == 0 and begin % length == 0 and size // length <= 4
-    taken = step.labels.choose((step.call.index, 0), axis.atoms, 2 if even else 1)
-    option = taken if even else taken + 1
-    if option == 0:
+    ways = [*(["tied"] if even else []), *(["free"] if stride == 1 else []), "fixed"]
+    taken = step.labels.choose((step.call.index, 0), axis.atoms, len(ways))
+    way = ways[taken] if taken < len(ways) else None
+    if way == "tied":
         parts = axis.atoms.reshape(-1, length)
         for part in parts[1:]:
             step.tie(parts[0], part)
-    elif option == 1 and stride == 1:
+    elif way == "free":
+        # The bounds follow what is left: they come from shapes, or from numbers that a module keeps.
+        step.labels.selected.append(axis.atoms[:begin])
+    elif way == "fixed" and stride == 1:
         # Whatever lies before the end that was written down must stay, so that the
         # same positions are taken; what lies on the open side is free.
         to_end, from_end = begin + length == size, given < 0

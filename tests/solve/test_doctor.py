@@ -1,0 +1,153 @@
+"""The diagnosis of a network: facts against plain recomputation, on a modelled device."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from halp_iee import trace
+from halp_iee.cli.main import run
+from halp_iee.doctor import diagnose
+from halp_iee.doctor.diagnosis import curve_ms
+from halp_iee.doctor.macs import MacCost
+from halp_iee.doctor.page import write_diagnosis, write_frontier
+from halp_iee.doctor.words import sentences
+from halp_iee.errors import ArtifactError
+from halp_iee.graph.records import ChannelGroup, Width
+from halp_iee.latency import LatencyModel
+from halp_iee.latency.profile import profile_network
+from halp_iee.measure.flops import count
+from halp_profiler.devices import find
+from halp_profiler.kernel import Kernel
+from tests.solve.fakes import TableCost
+
+
+class Curve:
+    """A layer whose latency is a list over the output's channels."""
+
+    def __init__(self, name, values):
+        self.name, self.values = name, np.asarray(values, float)
+        self.kernel = Kernel("conv", (8, 8), (1, 1), (1, 1), (0, 0))
+        self.c_in, self.c_out = Width((), 3), Width(((name, len(values), 1),))
+
+    def ms(self, c_in, c_out):
+        return self.values[np.asarray(c_out) - 1] + 0.0 * np.asarray(c_in)
+
+
+def one_group(values, fixed_ms=0.0):
+    cost = TableCost((Curve("a", values),), fixed_ms, {"a": len(values)})
+    return cost, {"a": np.arange(len(values), 0, -1.0)}
+
+
+def test_a_group_just_above_a_step_is_named_with_the_channels_to_drop():
+    values = [1.0] * 16 + [2.0] * 16 + [3.0, 3.0]
+    cost, scores = one_group(values)
+    (step,) = diagnose(cost, scores, 2.5).steps
+    assert (step.group, step.drop, step.saves_ms) == ("a", 2, pytest.approx(1.0))
+
+
+def test_a_smooth_layer_has_neither_steps_nor_traps():
+    cost, scores = one_group(np.linspace(1.0, 3.0, 40))
+    found = diagnose(cost, scores, 2.0)
+    assert found.steps == found.traps == ()
+    assert any("No group sits" in line for line in sentences("net", found))
+
+
+def test_traps_are_the_widths_slower_than_a_wider_one():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        values = rng.uniform(1.0, 2.0, int(rng.integers(2, 20)))
+        cost, scores = one_group(values)
+        found = diagnose(cost, scores, values.max() * 1.5)
+        slow = [k for k in range(len(values)) if values[k] > values[k:].min() + 0.001 * values[-1]]
+        assert found.trapped.get("a", 0) == len(slow)
+        for trap in found.traps:
+            assert trap.loses_ms == pytest.approx(max(values[k] - values[k:].min() for k in slow))
+            assert values[trap.wide - 1] < values[trap.narrow[0] - 1 : trap.narrow[1]].max()
+
+
+def test_a_target_under_the_floor_is_said_with_the_floor():
+    cost, scores = one_group([2.0, 3.0, 4.0], fixed_ms=1.0)
+    found = diagnose(cost, scores, 2.0)
+    assert not found.reachable
+    assert found.floor_ms == pytest.approx(3.0)
+    assert found.fixed_ms == pytest.approx(1.0)
+    assert any("under the floor" in line and "3.0003ms" in line for line in sentences("net", found))
+
+
+def test_frozen_groups_are_listed_with_their_reason():
+    cost, scores = one_group([1.0, 2.0])
+    groups = (ChannelGroup("a", 2, (), False, "it is the output"),)
+    found = diagnose(cost, scores, 2.0, groups)
+    assert found.frozen == (("a", 2, "it is the output"),)
+    assert found.fixed_ms == pytest.approx(found.dense_ms)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Sequential(nn.Conv2d(3, 24, 3, 2, 1), nn.BatchNorm2d(24), nn.ReLU())
+        self.b = nn.Conv2d(24, 24, 3, 1, 1, groups=24)
+        self.c = nn.Conv2d(48, 40, 3, 2, 1)
+        self.head = nn.Linear(40, 10)
+
+    def forward(self, x):
+        x = self.a(x)
+        return self.head(torch.relu(self.c(torch.cat([x, self.b(x)], 1))).mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    graph = trace(Net(), torch.randn(1, 3, 32, 32))
+    path = tmp_path_factory.mktemp("tables") / "titanv.jsonl"
+    return graph, LatencyModel(graph, profile_network(graph, find("titanv"), path, model="net"))
+
+
+def test_macs_of_the_doctor_are_those_of_the_counter(real):
+    graph, cost = real
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        widths = {g.name: int(rng.integers(1, g.size + 1)) for g in graph.groups if g.prunable}
+        assert MacCost(cost).predict(widths) * 1e6 == pytest.approx(count(graph, widths).macs)
+
+
+def test_curves_are_what_the_model_predicts(real):
+    graph, cost = real
+    for group in graph.groups:
+        if group.prunable:
+            curve = curve_ms(cost, group.name, group.size)
+            for k in (1, group.size // 2, group.size):
+                assert cost.predict({group.name: k}) - cost.dense_ms == pytest.approx(curve[k - 1] - curve[-1])
+
+
+def test_a_diagnosis_is_plain_json_and_its_page_loads_nothing(real, tmp_path):
+    graph, cost = real
+    scores = {g.name: np.ones(g.size) for g in graph.groups if g.prunable}
+    found = diagnose(cost, scores, 0.9 * cost.dense_ms, graph.groups, device="x<script>", batch=1)
+    assert found.reachable
+    assert found.latency_ms <= 0.9 * cost.dense_ms
+    assert json.loads(json.dumps(found.to_json(), allow_nan=False))["source"] == "modelled"
+    page = write_diagnosis(tmp_path / "d.html", "net", found, {"a.0": [1.0, 2.0]}).read_text()
+    assert "http" not in page.replace("http-equiv", "")
+    assert "x<script>" not in page
+    rows = [{"latency_ms": 1.0, "importance": 0.2, "gap": 0.0}, {"latency_ms": 2.0, "importance": 1.0, "gap": 0.01}]
+    assert "<svg" in write_frontier(tmp_path / "f.html", "t", "n", 2.0, rows).read_text()
+    with pytest.raises(ArtifactError):
+        write_frontier(tmp_path / "nowhere" / "f.html", "t", "n", 2.0, rows)
+
+
+def test_the_command_says_it_in_words_in_json_and_in_a_picture(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    page = tmp_path / "doctor.html"
+    base = ["doctor", "--model", "resnet20", "--gpu", "titanv", "--input-shape", "3,32,32"]
+    assert run([*base, "--latency-target", "0.9", "--html", str(page), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["reachable"]
+    assert document["source"] == "modelled"
+    assert page.is_file()
+    assert run([*base, "--latency-target", "0.05"]) == 4
+    assert "under the floor" in capsys.readouterr().out
+    assert run([*base, "--importance", "taylor_bn"]) == 2
+    assert "magnitude" in capsys.readouterr().err
