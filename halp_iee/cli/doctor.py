@@ -67,9 +67,9 @@ def command(
         page = None if html is None else str(html)
         show.emit_json({"model": model, "target": str(target), **diagnosis.to_json(), "html": page})
     else:
-        click.echo(headline(model, diagnosis) + "\n")
+        show.line(headline(model, diagnosis) + "\n")
         for line in sentences(model, diagnosis):
-            click.echo(f"- {line}")
+            show.line(f"- {line}")
         rows = [
             [
                 row.name, f"{row.c_in} -> {row.c_out}", f"{row.dense_ms:.4g}", f"{100 * row.share:.1f}%",
@@ -78,7 +78,7 @@ def command(
             ]
             for row in diagnosis.layers[:12]
         ]  # fmt: skip
-        click.echo("\n" + show.table(["layer", "channels", "ms", "share", "at the target", "ms"], rows))
+        show.line("\n" + show.table(["layer", "channels", "ms", "share", "at the target", "ms"], rows))
         if html is not None:
-            click.echo(f"\npage     {html}")
+            show.line(f"\npage     {html}")
     return 0 if diagnosis.reachable else 4

@@ -31,8 +31,8 @@ def command(run: Path, form: str, out: Path | None, dynamic_batch: bool, as_json
 
     from halp_iee.errors import HalpError
     from halp_iee.export.onnx import export_onnx
-    from halp_iee.run.directory import whole
     from halp_iee.run.reload import finished_run, slim_network
+    from halp_profiler.files import whole
 
     directory, result = finished_run(run)
     target = out or directory.root / ("exported.onnx" if form == "onnx" else "exported.safetensors")

@@ -76,7 +76,8 @@ def side_by_side(r: dict[str, Any]) -> str:
          _ratio(r["predicted_ms"], r["dense_predicted_ms"])],
         ["latency, measured", _ms(r["dense_measured_ms"]), _ms(r["measured_ms"]),
          _ratio(r["measured_ms"], r["dense_measured_ms"])],
-        ["frames a second", _fps(r["fps_dense"]), _fps(r["fps"]), _ratio(r["fps"], r["fps_dense"])],
+        ["frames a second" + (", modelled" if modelled else ""), _fps(r["fps_dense"]), _fps(r["fps"]),
+         _ratio(r["fps"], r["fps_dense"])],
         ["parameters", count(r["params_dense"]), count(r["params"]), _ratio(r["params"], r["params_dense"])],
         ["MACs", count(r["macs_dense"]), count(r["macs"]), _ratio(r["macs"], r["macs_dense"])],
     ]  # fmt: skip

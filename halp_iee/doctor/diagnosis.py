@@ -200,9 +200,11 @@ def _layers(cost: Any, dense_ms: float, widths: Mapping[str, int] | None) -> tup
     for la in cost.layers:
         a, b = la.c_in.full, la.c_out.full
         ms = float(la.ms(a, b))
-        chosen = (None, None) if widths is None else (la.c_in(widths), la.c_out(widths))
-        after = None if widths is None else float(la.ms(*chosen))
-        rows.append(LayerTime(la.name, la.kernel.key, a, b, ms, ms / dense_ms, *chosen, after))
+        kept: tuple[int | None, int | None, float | None] = (None, None, None)
+        if widths is not None:
+            c_in, c_out = la.c_in(widths), la.c_out(widths)
+            kept = (c_in, c_out, float(la.ms(c_in, c_out)))
+        rows.append(LayerTime(la.name, la.kernel.key, a, b, ms, ms / dense_ms, *kept))
     return tuple(sorted(rows, key=lambda row: -row.dense_ms))
 
 
@@ -213,9 +215,7 @@ def curve_ms(cost: Any, group: str, size: int) -> np.ndarray:
     for la in cost.layers:
         per = [sum(p for name, _, p in axis.terms if name == group) for axis in (la.c_in, la.c_out)]
         if any(per):
-            c_in, c_out = (
-                axis.full - p * (size - units) for axis, p in zip((la.c_in, la.c_out), per, strict=True)
-            )
+            c_in, c_out = (axis.full - p * (size - units) for axis, p in zip((la.c_in, la.c_out), per, strict=True))
             total = total + la.ms(c_in, c_out)
     return total
 

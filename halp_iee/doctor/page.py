@@ -29,7 +29,7 @@ def write_page(path: Path, title: str, body: str) -> Path:
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{esc(title)}</title><style>\n{style}</style></head>\n<body><main>\n<header><h1>{esc(title)}</h1>"
-        f"</header>\n{body}\n<footer>Made by halp-iee. Latencies are predicted: summed from the table's layers.</footer>"
+        f"</header>\n{body}\n<footer>Made by halp-iee. Latencies are predicted: summed from a table.</footer>"
         f'</main>\n<div id="tip" role="tooltip" hidden></div><script>\n{script}</script></body></html>\n'
     )
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -80,7 +80,7 @@ def write_frontier(path: Path, title: str, note: str, dense_ms: float, rows: Seq
         for (x, y), r in zip(points, rows, strict=True)
     ]
     drawn = chart(
-        [Series("found", "slim", points, tips, dots=True), Series("no network can be above", "prune", best, dashed=True)],
+        [Series("found", "slim", points, tips, dots=True), Series("none can be above", "prune", best, dashed=True)],
         x_unit="ms", y_unit="importance kept, %", y_from_zero=True, tall=True,
     )  # fmt: skip
     cells = "".join(
@@ -89,4 +89,6 @@ def write_frontier(path: Path, title: str, note: str, dense_ms: float, rows: Seq
         for r in rows
     )
     head = "<tr><th>latency</th><th>of dense</th><th>importance kept</th><th>gap at most</th></tr>"
-    return write_page(path, title, f"<p>{esc(note)}</p>{drawn}<table><thead>{head}</thead><tbody>{cells}</tbody></table>")
+    return write_page(
+        path, title, f"<p>{esc(note)}</p>{drawn}<table><thead>{head}</thead><tbody>{cells}</tbody></table>"
+    )

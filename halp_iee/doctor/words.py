@@ -76,7 +76,9 @@ def _macs(found: Diagnosis) -> str:
     rival = found.same_macs
     if rival is None:
         return "Pruning by MACs has no network of as many MACs to compare."
-    relation = f"{percent(rival.over)} over the target" if rival.over > 0 else f"{percent(-rival.over)} under the target"
+    relation = (
+        f"{percent(rival.over)} over the target" if rival.over > 0 else f"{percent(-rival.over)} under the target"
+    )
     return (
         f"Pruning by MACs to as many MACs would take {ms(rival.latency_ms)}, {relation}, and keep "
         f"{percent(rival.importance)} of the importance."

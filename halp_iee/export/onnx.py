@@ -24,6 +24,7 @@ from halp_iee.export import parity
 from halp_iee.export.call import Call, as_call, at_least_two
 from halp_iee.graph.sandbox import tensors_in
 from halp_iee.measure import runtime
+from halp_profiler.files import whole
 
 # A protobuf file cannot hold more; larger networks need their weights beside it.
 _PROTOBUF_LIMIT = 2**31 - 1
@@ -248,20 +249,13 @@ def _writable(path: str | os.PathLike[str]) -> Path:
 
 
 def _write(target: Path, payload: bytes) -> None:
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
+        with whole(target) as partial:
+            partial.write_bytes(payload)
     except OSError as error:
         raise ArtifactError(
             f"Cannot write {target}", _os_reason(error), "Free some space or choose another folder"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

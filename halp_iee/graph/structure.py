@@ -129,28 +129,34 @@ class Search:
         now = {self.place(failure) for failure in failures}
         ended = {self.place(failure) for failure in failures if failure.fatal}
         for binding, place, before in self.probation:
-            new = (set() if before is None else now - before) | (ended - (before or set()))
-            near = [p for p in new if binding.module == "" or self._near(p, binding.module)]
+            away = ended - (before or set())
+            near = [p for p in away if binding.module == "" or self._near(p, binding.module)]
             if place in now or near:
                 self.bindings.pop(binding.key, None)
                 self.dropped.add((binding, place, self._option(place)))
                 # What led elsewhere, or was tried often, is not a size: it is not tried again.
-                self.tries[binding.key] = MOST_TRIES if near else self.tries.get(binding.key, 0) + 1
+                alone = near and sum(b.module == binding.module for b, _, _ in self.probation) == 1
+                self.tries[binding.key] = MOST_TRIES if alone else self.tries.get(binding.key, 0) + 1
         self.probation = []
         fatal = any(failure.fatal for failure in failures)
         fresh: set[tuple[str, str, int]] = set()
         for failure in failures:
             place = self.place(failure)
+            made = failure.call.outputs if failure.call is not None else ()
+            served: set[tuple[int, int]] = set()
             for binding in self.meant(failure):
-                if binding.key in fresh:
+                where = (binding.value, binding.axis)
+                if binding.key in fresh and not served:
                     break  # queries, keys and values are at odds with one number, and one binding mends all
+                if where in served or (served and binding.value not in made):
+                    continue
                 taken = binding.key in self.bindings and self._active(self.bindings[binding.key])
                 hopeless = self.tries.get(binding.key, 0) >= MOST_TRIES
                 if not taken and not hopeless and (binding, place, self._option(place)) not in self.dropped:
                     self.bindings[binding.key] = binding
                     fresh.add(binding.key)
                     self.probation.append((binding, place, None if fatal else now))
-                    break
+                    served.add(where)
         return bool(self.probation)
 
     def _active(self, binding: Binding) -> bool:

@@ -205,8 +205,9 @@ def sample_keep(structure: Structure, seed: int) -> dict[str, np.ndarray]:
     keep = {}
     for group in structure.groups:
         if group.prunable:
-            low, high = max(1, group.size // 4), max(1, (3 * group.size) // 4)
-            count = int(random.integers(low, high + 1))
+            # Not one unit where there are more: an axis of size one makes tensors lie otherwise in memory.
+            low = max(2 if group.size > 2 else 1, group.size // 4)
+            count = int(random.integers(low, max(low, (3 * group.size) // 4) + 1))
             keep[group.name] = np.sort(random.choice(group.size, size=count, replace=False))
     return keep
 

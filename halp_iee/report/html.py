@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -13,6 +12,7 @@ from typing import Any
 from halp_iee.errors import ArtifactError, UsageError
 from halp_iee.report import evidence, summary
 from halp_iee.report.text import esc, mapping
+from halp_profiler.files import whole
 
 # Whatever a run's strings might hold, the page loads nothing and talks to nobody.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -42,19 +42,15 @@ def write(data: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
     """
     page = render(data)
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(page, encoding="utf-8", errors="replace")
-        os.replace(temporary, target)
+        with whole(target) as partial:
+            partial.write_text(page, encoding="utf-8", errors="replace")
     except OSError as error:
         raise ArtifactError(
             f"Cannot write the report {target}",
             (error.strerror or str(error)).lower(),
             "Choose a file in a folder that exists and that you may write to",
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
     return target
 
 

@@ -14,17 +14,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from halp_iee.errors import HalpError, UsageError
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A file to write instead of `path`, which takes its place when all of it is there."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+from halp_profiler.files import whole
 
 
 def write_json(path: Path, value: Any) -> None:

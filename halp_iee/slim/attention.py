@@ -35,9 +35,11 @@ class SizedMultiheadAttention(nn.MultiheadAttention):
         if not batched:
             query, key, value = (x.unsqueeze(0) for x in (query, key, value))
             key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
-        elif not self.batch_first:
-            query, key, value = (x.transpose(0, 1) for x in (query, key, value))
-        q, k, v = self._projected(query, key, value, alone)
+        first = self.batch_first or not batched
+        q, k, v = (
+            x.permute(0, 2, 1, 3) if first else x.permute(1, 2, 0, 3)
+            for x in self._projected(query, key, value, alone)
+        )
         bias = self._bias(q, k, key_padding_mask, attn_mask)
         if need_weights:
             scores = (q * self.head_dim**-0.5) @ k.transpose(-2, -1)
@@ -45,16 +47,16 @@ class SizedMultiheadAttention(nn.MultiheadAttention):
             mixed = F.dropout(weights, self.dropout, self.training) @ v
         else:
             mixed = F.scaled_dot_product_attention(q, k, v, bias, self.dropout if self.training else 0.0)
-        out = self.out_proj(mixed.transpose(1, 2).flatten(2))
+        out = self.out_proj((mixed.permute(0, 2, 1, 3) if first else mixed.permute(2, 0, 1, 3)).flatten(2))
         shown = None
         if need_weights:
             shown = weights.mean(1) if average_attn_weights else weights
         if not batched:
             return out.squeeze(0), None if shown is None else shown.squeeze(0)
-        return (out if self.batch_first else out.transpose(0, 1)), shown
+        return out, shown
 
     def _projected(self, query: Tensor, key: Tensor, value: Tensor, alone: bool) -> list[Tensor]:
-        """Queries, keys and values as (batch, heads, tokens, head_dim)."""
+        """Queries, keys and values as (., ., heads, head_dim), the first axes as given."""
         if self.in_proj_weight is not None and alone:
             made = F.linear(query, self.in_proj_weight, self.in_proj_bias).chunk(3, -1)
         else:
@@ -66,7 +68,7 @@ class SizedMultiheadAttention(nn.MultiheadAttention):
             biases = (None, None, None) if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
             inputs = (query, key, value)
             made = tuple(F.linear(x, w, b) for x, w, b in zip(inputs, weights, biases, strict=True))
-        return [x.view(x.shape[0], x.shape[1], -1, self.head_dim).transpose(1, 2) for x in made]
+        return [x.view(x.shape[0], x.shape[1], -1, self.head_dim) for x in made]
 
     def _bias(self, q: Tensor, k: Tensor, padding: Tensor | None, mask: Tensor | None) -> Tensor | None:
         """Both masks as one tensor to add to the scores."""

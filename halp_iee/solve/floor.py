@@ -30,6 +30,9 @@ def find_floor(problem: Problem) -> Floor:
     Where widths had to be coarsened, those that cannot be among the fastest are ruled out and the rest
     looked at more finely.
     """
+    if not problem.groups:
+        only_ms = problem.predict_ms(problem.most)
+        return Floor(only_ms, only_ms, problem.most)
     network = compile_network(problem)
     search = Search(network)
     best, best_ms = None, math.inf

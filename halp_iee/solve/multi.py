@@ -13,7 +13,7 @@ import numpy as np
 from halp_iee.errors import TargetError, UsageError
 from halp_iee.solve.answer import Answer, relative_gap
 from halp_iee.solve.api import decided_scores, solve_problem, to_answer
-from halp_iee.solve.build import Limit, build, check_budget
+from halp_iee.solve.build import Limit, build
 from halp_iee.solve.floor import find_floor
 from halp_iee.solve.joint import Solved
 from halp_iee.solve.network import compile_network
@@ -95,7 +95,9 @@ def solve_latency(
             if middle < floor.reached_ms:
                 unsure_ms = middle
                 continue
-            solved = solve_problem(asked, "joint", tolerance=tolerance / 10.0, network=network, start=floor.widths)
+            solved = solve_problem(
+                asked, "joint", tolerance=tolerance / 10.0, network=network, start=floor.widths
+            )
             if solved.value >= enough:
                 best, best_ms, bound = solved.widths, problem.predict_ms(solved.widths), solved.bound
                 high_ms = min(middle, best_ms)
@@ -105,7 +107,9 @@ def solve_latency(
                 low_ms = max(low_ms, middle)
     stated = replace(problem, budget_ms=best_ms)
     value = problem.value(best)
-    answer = to_answer(stated, cost, Solved(best, value, max(bound, value)), "joint", time.perf_counter() - start)
+    answer = to_answer(
+        stated, cost, Solved(best, value, max(bound, value)), "joint", time.perf_counter() - start
+    )
     verify(answer, cost, decided_scores(problem, importance), active=active, standing=standing)
     least_ms = min(low_ms, answer.latency_ms)
     return Fastest(answer, wanted, least_ms, (answer.latency_ms - least_ms) / answer.latency_ms)
@@ -218,7 +222,9 @@ def _lower(merged: Problem, over: float, offer: Any, used: Any) -> None:
         if share * merged.budget_ms <= 0.0:
             return
         try:
-            solved = solve_problem(replace(merged, budget_ms=share * merged.budget_ms), "joint", tolerance=1e-3)
+            solved = solve_problem(
+                replace(merged, budget_ms=share * merged.budget_ms), "joint", tolerance=1e-3
+            )
         except TargetError:
             low = share
         else:
@@ -233,7 +239,10 @@ def _lower(merged: Problem, over: float, offer: Any, used: Any) -> None:
 def _weighted(problems: Sequence[Problem], weights: np.ndarray) -> Problem:
     """The problem whose latency is the weighted share of every budget that is used up; its budget is 1."""
     layers = []
-    parts = [(problem, float(weight) / problem.budget_ms) for problem, weight in zip(problems, weights, strict=True)]
+    parts = [
+        (problem, float(weight) / problem.budget_ms)
+        for problem, weight in zip(problems, weights, strict=True)
+    ]
     for problem, scale in parts:
         for layer in problem.layers:
 
@@ -257,6 +266,3 @@ def _number(value: Any) -> float:
         return float(value)
     except (TypeError, ValueError):
         return math.nan
-
-
-

@@ -8,9 +8,7 @@ Reading runs no code.
 from __future__ import annotations
 
 import json
-import os
 import struct
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from halp_iee.errors import CheckpointError
+from halp_profiler.files import whole
 
 FORMAT = "halp-iee checkpoint 1"
 _SLOT = "//"  # between a parameter's name and the optimizer's name for a piece of its state
@@ -103,24 +102,16 @@ def write(
     metadata = {"format": FORMAT, "record": json.dumps(record)}
     # A clone each: safetensors refuses tensors that share memory, as views of one store do.
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    new = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, new = tempfile.mkstemp(prefix=path.name, suffix=".tmp", dir=path.parent)
-        os.close(handle)
-        save_file(plain, new, metadata=metadata)
-        with open(new, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(new, path)
+        with whole(path) as new:
+            save_file(plain, new, metadata=metadata)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"the checkpoint {path} cannot be written",
             str(error),
             "free some space or choose another directory",
         ) from error
-    finally:
-        if new is not None and os.path.exists(new):
-            os.unlink(new)
 
 
 def read(path: Path) -> Checkpoint:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from halp_iee.errors import DataError
+from halp_profiler.files import whole
 
 
 class EventLog:
@@ -69,9 +69,8 @@ class EventLog:
 
     def _rewrite(self, events: list[dict[str, Any]]) -> None:
         assert self.path is not None
-        new = self.path.with_name(self.path.name + ".tmp")
-        new.write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
-        os.replace(new, self.path)
+        with whole(self.path) as new:
+            new.write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
 
     def close(self) -> None:
         if self._file is not None:

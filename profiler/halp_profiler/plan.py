@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from halp_profiler.errors import HalpError, TableError
+from halp_profiler.files import whole
 from halp_profiler.kernel import KernelRange
 
 SCHEMA = 1
@@ -42,13 +42,11 @@ def write(plan: Plan, path: str | Path) -> None:
     path = Path(path)
     data: dict[str, Any] = {"record": "sweep", "schema": SCHEMA, **vars(plan)}
     data["ranges"] = [r.to_json() for r in plan.ranges]
-    waiting = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        waiting.write_text(json.dumps(data, indent=1) + "\n")
-        os.replace(waiting, path)
+        with whole(path) as waiting:
+            waiting.write_text(json.dumps(data, indent=1) + "\n")
     except OSError as e:
-        waiting.unlink(missing_ok=True)
         raise TableError(f"The sweep {path} cannot be written", e.strerror or str(e), "Choose another folder") from e
 
 

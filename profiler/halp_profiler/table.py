@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from halp_profiler.errors import TableError
+from halp_profiler.files import whole
 from halp_profiler.kernel import Kernel
 from halp_profiler.steps import Steps
 
@@ -269,22 +269,13 @@ def write(table: Table, path: str | Path) -> None:
         TableError: the file cannot be written.
     """
     path = Path(path)
-    name = None
+    records = [table.header.to_json(), *(p.to_json() for p in table.points), *table.sweeps]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=".", suffix=".tmp", delete=False) as file:
-            name = file.name
-            for record in [table.header.to_json(), *(p.to_json() for p in table.points), *table.sweeps]:
-                file.write(_line(record))
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-        name = None
+        with whole(path) as new:
+            new.write_bytes(b"".join(_line(record) for record in records))
     except OSError as e:
         raise _unwritable(path, e) from e
-    finally:
-        if name is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(name)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import pytest
 
 from halp_iee.cli.main import run
 from halp_iee.errors import HalpError
-from halp_iee.run.directory import RunDirectory, read_json, whole
+from halp_iee.run.directory import RunDirectory, read_json
 from halp_iee.run.reload import read_result
 from halp_iee.run.stages import TimedNetworks
 
@@ -58,21 +58,6 @@ def test_a_report_of_broken_evidence_is_refused_and_the_old_one_stays(
     assert "evidence.json" in error
     assert "fault of halp-iee" not in error
     assert directory.report.read_text() == "the old page"
-
-
-def test_what_fails_half_way_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_text("old")
-
-    def fail() -> None:
-        with whole(path) as partial:
-            partial.write_text("ne")
-            raise OSError("the disk is full")
-
-    with pytest.raises(OSError, match="full"):
-        fail()
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
-    assert path.read_text() == "old"
 
 
 @pytest.fixture

@@ -568,7 +568,7 @@ class NumbersOfItsOwn(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.heads, self.head_dim, self.width, self.wide, self.turns = 4, 5, 20, 12, 4
+        self.heads, self.head_dim, self.width, self.wide, self.narrow, self.turns = 4, 5, 20, 12, 8, 4
         self.shape = (1, 1, 16)
         self.embed, self.qkv = nn.Linear(10, 16), nn.Linear(16, 3 * 20)
         self.out, self.up, self.down, self.head = (
@@ -582,7 +582,7 @@ class NumbersOfItsOwn(nn.Module):
         q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, self.width)
         x = x + self.out(mixed)
-        value, gate = self.up(x).split([self.wide, 8], -1)
+        value, gate = self.up(x).split([self.wide, self.narrow], -1)
         x = x + self.down(value * torch.sigmoid(self.gate(gate)))
         for _ in range(self.turns):
             x = torch.tanh(x)

@@ -3,8 +3,10 @@ import random
 import numpy as np
 import pytest
 
+from halp_iee.graph.records import ChannelGroup
 from halp_iee.latency import LatencyModel, LatencyTable
 from halp_iee.latency.layers import sweep_plan
+from halp_iee.solve import solve
 from halp_profiler import sweep
 from halp_profiler import table as tables
 from halp_profiler.errors import TableError, UsageError
@@ -126,3 +128,16 @@ def test_a_table_without_a_pool_leaves_it_to_calibration(network, table):
 def test_a_wider_network_than_the_table_covers_is_refused_at_once(table):
     with pytest.raises(TableError, match="not known"):
         LatencyModel(residual_network(3, channels=64), table)
+
+
+def test_a_group_that_costs_nothing_can_be_solved_for_and_stays_whole(network, table):
+    class WithAnIdleGroup:
+        ops = network.ops
+        groups = (*network.groups, ChannelGroup("idle", 5, ("idle",), True, None))
+
+    cost = LatencyModel(WithAnIdleGroup(), table)
+    for asked in (cost, cost.calibrate([({}, 2 * cost.dense_ms)])):
+        scores = {g.name: np.ones(g.size) for g in WithAnIdleGroup.groups if g.prunable}
+        answer = solve(asked, scores, 0.8 * asked.dense_ms)
+        assert answer.keep["idle"].tolist() == list(range(5))
+        assert answer.latency_ms <= 0.8 * asked.dense_ms

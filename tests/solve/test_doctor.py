@@ -125,14 +125,17 @@ def test_curves_are_what_the_model_predicts(real):
 def test_a_diagnosis_is_plain_json_and_its_page_loads_nothing(real, tmp_path):
     graph, cost = real
     scores = {g.name: np.ones(g.size) for g in graph.groups if g.prunable}
-    found = diagnose(cost, scores, 0.9 * cost.dense_ms, graph.groups, device="x<script>", batch=1)
+    found = diagnose(cost, scores, 0.97 * cost.dense_ms, graph.groups, device="x<script>", batch=1)
     assert found.reachable
-    assert found.latency_ms <= 0.9 * cost.dense_ms
+    assert found.latency_ms <= 0.97 * cost.dense_ms
     assert json.loads(json.dumps(found.to_json(), allow_nan=False))["source"] == "modelled"
     page = write_diagnosis(tmp_path / "d.html", "net", found, {"a.0": [1.0, 2.0]}).read_text()
     assert "http" not in page.replace("http-equiv", "")
     assert "x<script>" not in page
-    rows = [{"latency_ms": 1.0, "importance": 0.2, "gap": 0.0}, {"latency_ms": 2.0, "importance": 1.0, "gap": 0.01}]
+    rows = [
+        {"latency_ms": 1.0, "importance": 0.2, "gap": 0.0},
+        {"latency_ms": 2.0, "importance": 1.0, "gap": 0.01},
+    ]
     assert "<svg" in write_frontier(tmp_path / "f.html", "t", "n", 2.0, rows).read_text()
     with pytest.raises(ArtifactError):
         write_frontier(tmp_path / "nowhere" / "f.html", "t", "n", 2.0, rows)
@@ -141,7 +144,7 @@ def test_a_diagnosis_is_plain_json_and_its_page_loads_nothing(real, tmp_path):
 def test_the_command_says_it_in_words_in_json_and_in_a_picture(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     page = tmp_path / "doctor.html"
-    base = ["doctor", "--model", "resnet20", "--gpu", "titanv", "--input-shape", "3,32,32"]
+    base = ["doctor", "--model", "resnet20", "--gpu", "titanv"]
     assert run([*base, "--latency-target", "0.9", "--html", str(page), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["reachable"]

@@ -8,7 +8,7 @@ from halp_iee.solve import build, floor_ms, solve
 from halp_iee.solve.dual import Oracle, minimise_dual
 from halp_iee.solve.eliminate import elimination_order
 from halp_iee.solve.joint import solve_joint
-from halp_iee.solve.network import compile_network, cut, cell_starts
+from halp_iee.solve.network import cell_starts, compile_network, cut
 from tests.solve.fakes import every_choice, random_cost, random_importance
 
 EXACT = 1e-9

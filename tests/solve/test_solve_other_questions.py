@@ -50,7 +50,9 @@ def test_one_network_holds_two_budgets_and_its_bound_is_never_under_the_optimum(
         share = rng.uniform(0.4, 0.9)
         budgets = [lo + share * (c.dense_ms - lo) for lo, c in zip(low, (cost, other), strict=True)]
         both = [
-            v for w, v, t in every_choice(cost, importance) if t <= budgets[0] and other.predict(w) <= budgets[1]
+            v
+            for w, v, t in every_choice(cost, importance)
+            if t <= budgets[0] and other.predict(w) <= budgets[1]
         ]
         if not both:
             continue
