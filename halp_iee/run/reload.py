@@ -13,7 +13,7 @@ from halp_iee.errors import HalpError
 from halp_iee.run.directory import RunDirectory, read_json
 from halp_iee.slim.artifact import load
 
-_HOLDS = frozenset([
+RESULT_KEYS = frozenset([
     "model", "data", "method", "seed", "device", "threads", "batch", "runtime", "version", "num_classes", "input_shape",
     "target", "target_ms", "dense_ms", "predicted_ms", "measured_ms", "dense_predicted_ms", "dense_measured_ms",
     "source", "unstable", "fps_dense", "fps", "top1_dense", "top1", "params_dense", "params", "macs_dense", "macs",
@@ -54,7 +54,7 @@ def read_result(run: RunDirectory) -> dict[str, Any]:
         HalpError: it is broken.
     """
     result = read_json(run.result, dict[str, Any])
-    lacking = sorted(_HOLDS - result.keys())
+    lacking = sorted(RESULT_KEYS - result.keys())
     if lacking:
         raise HalpError(f"the result of {run.root} is broken", f"it lacks {lacking[0]}", "run it again with --fresh")
     return result

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from halp_iee.cli.main import run
+from halp_iee.run.reload import RESULT_KEYS
 
 FAST = ["--time-budget", "2", "--epochs", "1"]
 
@@ -147,7 +148,7 @@ def test_an_artifact_that_was_edited_is_refused(network: str, capsys: pytest.Cap
     Path("run").mkdir()
     Path("run/config.json").write_text("{}")
     result = {"model": network, "input_shape": [1, 32, 32], "target_ms": 1, "num_classes": 10, "batch": 1, "seed": 0}
-    Path("run/result.json").write_text(json.dumps(result))
+    Path("run/result.json").write_text(json.dumps(dict.fromkeys(RESULT_KEYS) | result))
     Path("run/model.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{}")
     assert "model.safetensors" in complaint(capsys, run(["export", "run"]), 1)
     assert not Path("run/exported.onnx").exists()

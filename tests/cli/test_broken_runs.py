@@ -11,7 +11,7 @@ import pytest
 from halp_iee.cli.main import run
 from halp_iee.errors import HalpError
 from halp_iee.run.directory import RunDirectory, read_json
-from halp_iee.run.reload import read_result
+from halp_iee.run.reload import RESULT_KEYS, read_result
 from halp_iee.run.stages import TimedNetworks
 
 BROKEN = ["", "{", "null", "[]", "3", '"text"', '{"a": 1}', "[" * 100_000, "[1]", "[{}]"]
@@ -63,6 +63,4 @@ def test_a_report_of_broken_evidence_is_refused_and_the_old_one_stays(
 @pytest.fixture
 def finished() -> dict[str, Any]:
     """A result document as far as coming back to a run asks for it."""
-    from halp_iee.run.reload import _HOLDS
-
-    return dict.fromkeys(_HOLDS, None)
+    return dict.fromkeys(RESULT_KEYS, None)
