@@ -65,9 +65,7 @@ class Values:
 
 def _recording(values: Values) -> type[Recorder]:
     class Keeping(Recorder):
-        def execute(
-            self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], bound: dict[str, Any]
-        ) -> Any:
+        def execute(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], bound: dict[str, Any]) -> Any:
             result = func(*args, **kwargs)
             if values.bytes < MOST_MEGABYTES * 2**20:
                 returned = list(result) if isinstance(result, (list, tuple)) else [result]
@@ -125,9 +123,7 @@ def first_difference(
     thin, thin_values, failed = _run(small, *inputs)
     alive = structure.alive(keep)
     live = labels.capture.live()
-    read = {ref.id for index in live for ref in labels.capture.calls[index].refs} | set(
-        labels.capture.outputs
-    )
+    read = {ref.id for index in live for ref in labels.capture.calls[index].refs} | set(labels.capture.outputs)
     for index, call in enumerate(wide.calls):
         if index >= len(thin.calls) or index >= len(labels.capture.calls):
             break
@@ -138,9 +134,7 @@ def first_difference(
             return Difference(other.name, other.module, (), False, "the slim network takes another path")
         if index not in wide_values.made or index not in thin_values.made or not wide.active[_first(call)]:
             continue
-        for position, (one, two) in enumerate(
-            zip(wide_values.made[index], thin_values.made[index], strict=False)
-        ):
+        for position, (one, two) in enumerate(zip(wide_values.made[index], thin_values.made[index], strict=False)):
             value = known.outputs[position] if position < len(known.outputs) else None
             if one is None or two is None or value not in read:
                 continue
@@ -149,13 +143,9 @@ def first_difference(
             for axis, channels in enumerate(label or []):
                 if channels is not None and axis < one.ndim and len(channels.atoms) == one.shape[axis]:
                     units = structure.units(channels.atoms)
-                    stays = np.array(
-                        [g < 0 or alive[g][u] for g, u in zip(units.group, units.unit, strict=True)]
-                    )
+                    stays = np.array([g < 0 or alive[g][u] for g, u in zip(units.group, units.unit, strict=True)])
                     carried |= {structure.groups[g].name for g in np.unique(units.group) if g >= 0}
-                    narrowed = narrowed.index_select(
-                        axis, torch.as_tensor(np.flatnonzero(stays), device=one.device)
-                    )
+                    narrowed = narrowed.index_select(axis, torch.as_tensor(np.flatnonzero(stays), device=one.device))
             verdict = _compare(narrowed, two, tolerance)
             if verdict:
                 name = known.name.split("::")[-1]

@@ -212,9 +212,7 @@ def sample_keep(structure: Structure, seed: int) -> dict[str, np.ndarray]:
     return keep
 
 
-def unlike_outputs(
-    full: Capture, slim: Capture, structure: Structure, keep: Mapping[str, np.ndarray]
-) -> list[Failure]:
+def unlike_outputs(full: Capture, slim: Capture, structure: Structure, keep: Mapping[str, np.ndarray]) -> list[Failure]:
     """Outputs whose size turned out to be the number of units left of some group.
 
     Where a network's path follows its data, the labels may lose sight of a size on its way to the output.

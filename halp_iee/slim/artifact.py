@@ -7,11 +7,9 @@ original network's own class: nothing in it is executed, and nothing is pickled.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -28,6 +26,7 @@ from halp_iee.graph.records import Keep
 from halp_iee.graph.sandbox import first_line, named_tensors, skeleton
 from halp_iee.slim.build import RECIPE, recipe_of
 from halp_iee.slim.surgery import put, replacing, resize_attributes
+from halp_profiler.files import whole
 
 if TYPE_CHECKING:
     from halp_iee.graph.graph import ChannelGraph
@@ -102,18 +101,11 @@ def save(
         if pointer in seen or tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size():
             tensors[name] = tensor.clone()
         seen.add(pointer)
-    temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        os.close(handle)
-        save_file(tensors, temporary, metadata={"halp_recipe": text})
-        os.replace(temporary, path)
+        with whole(path) as partial:
+            save_file(tensors, partial, metadata={"halp_recipe": text})
     except (OSError, SafetensorError) as error:
         raise ArtifactError(what, first_line(error), "Choose a folder that exists and can be written to") from error
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
     return path
 
 

@@ -37,8 +37,7 @@ class SizedMultiheadAttention(nn.MultiheadAttention):
             key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
         first = self.batch_first or not batched
         q, k, v = (
-            x.permute(0, 2, 1, 3) if first else x.permute(1, 2, 0, 3)
-            for x in self._projected(query, key, value, alone)
+            x.permute(0, 2, 1, 3) if first else x.permute(1, 2, 0, 3) for x in self._projected(query, key, value, alone)
         )
         bias = self._bias(q, k, key_padding_mask, attn_mask)
         if need_weights:
@@ -75,9 +74,7 @@ class SizedMultiheadAttention(nn.MultiheadAttention):
 
         def added(one: Tensor) -> Tensor:
             return (
-                torch.zeros_like(one, dtype=q.dtype).masked_fill(one, float("-inf"))
-                if one.dtype == torch.bool
-                else one
+                torch.zeros_like(one, dtype=q.dtype).masked_fill(one, float("-inf")) if one.dtype == torch.bool else one
             )
 
         bias = None
@@ -106,9 +103,7 @@ def free(module: nn.MultiheadAttention) -> None:
     module._qkv_same_embed_dim = False
 
 
-def resize_attention(
-    module: nn.MultiheadAttention, dense: nn.MultiheadAttention, rows: int, width: int
-) -> None:
+def resize_attention(module: nn.MultiheadAttention, dense: nn.MultiheadAttention, rows: int, width: int) -> None:
     """Make an attention's class and attributes agree with its weights.
 
     Args:

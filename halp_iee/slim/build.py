@@ -24,9 +24,7 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 2e-2, torc
 RECIPE = "halp_recipe"
 
 
-def build_slim(
-    graph: ChannelGraph, keep: Mapping[str, np.ndarray], model: nn.Module | None = None
-) -> nn.Module:
+def build_slim(graph: ChannelGraph, keep: Mapping[str, np.ndarray], model: nn.Module | None = None) -> nn.Module:
     """Copy a network, cut it down to `keep`, and prove the result.
 
     Args:
@@ -50,9 +48,7 @@ def recipe_of(graph: ChannelGraph, keep: Mapping[str, np.ndarray]) -> dict[str, 
     }
     before = graph.model.__dict__.get(RECIPE)
     numbers = {} if before is None else dict(before.get("numbers", {}))
-    numbers |= {
-        f"{module}|{name}|{item}": value for (module, name, item), value in graph.numbers(keep).items()
-    }
+    numbers |= {f"{module}|{name}|{item}": value for (module, name, item), value in graph.numbers(keep).items()}
     if numbers:
         recipe["numbers"] = numbers
     if before is not None:
@@ -197,9 +193,7 @@ def _difference(
     return None
 
 
-def _told(
-    graph: ChannelGraph, keep: Mapping[str, np.ndarray], full: nn.Module, found: Difference | None
-) -> str:
+def _told(graph: ChannelGraph, keep: Mapping[str, np.ndarray], full: nn.Module, found: Difference | None) -> str:
     return (
         f" ({found})"
         if found is not None and found.groups
