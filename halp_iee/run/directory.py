@@ -146,7 +146,7 @@ class RunDirectory:
     def clear(self) -> None:
         """Remove what a run of this tool leaves; nothing else that lies in the directory."""
         files = (self.config, self.artifact, self.onnx, self.dense_onnx, self.result, self.report)
-        for path in (*files, self.evidence, self.calibration):
+        for path in (*files, self.evidence, self.calibration, self.table):
             path.unlink(missing_ok=True)
         for folder in (self.dense, self.slim):
             shutil.rmtree(folder, ignore_errors=True)
