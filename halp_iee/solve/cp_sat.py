@@ -107,6 +107,8 @@ def _run(
     solver.parameters.max_time_in_seconds = time_limit_s
     solver.parameters.num_workers = 1
     solver.parameters.random_seed = 0
+    # OR-Tools' own handler would leave the process without Python's: the next Ctrl-C would kill it in mid-write.
+    solver.parameters.catch_sigint_signal = False
     status = solver.solve(model)
     if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
         widths = np.array(

@@ -120,7 +120,10 @@ def test_pruning_trained_weights_with_data_and_fine_tuning(network: str, capsys:
 def test_ctrl_c_leaves_a_run_that_goes_on(network: str, after: float) -> None:
     command = [sys.executable, "-m", "halp_iee", "train", "--model", network, *QUICK]
     environment = {**os.environ, "HALP_IEE_TRACEBACK": ""}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # as at a terminal
+    )  # fmt: skip
     time.sleep(after)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)

@@ -134,9 +134,16 @@ def test_a_finished_run_is_not_trained_again(tiny_net, tiny_data, tmp_path):
     assert second.epochs == first.epochs
 
 
-def test_ctrl_c_finishes_the_step_writes_the_checkpoint_and_raises(tiny_net, tiny_data, tmp_path):
+@pytest.fixture
+def handler():
+    """The handler of a program at a terminal; a suite that runs in the background is born with the signal ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.default_int_handler
+    signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+
+
+def test_ctrl_c_finishes_the_step_writes_the_checkpoint_and_raises(tiny_net, tiny_data, tmp_path, handler):
     model, opt, *_ = run(tiny_net, tiny_data, None)
-    handler = signal.getsignal(signal.SIGINT)
 
     def interrupt(at):
         if at.step == 6:
