@@ -256,7 +256,9 @@ def test_cifar_100_is_read_by_its_fine_labels_from_both_versions(tmp_path):
 
 @pytest.mark.parametrize("by_columns", [False, True])
 def test_cifar_is_read_from_its_python_version_without_unpickling(tmp_path, monkeypatch, by_columns):
+    import io
     import pickle
+    import pickletools
 
     rows = binary_cifar(tmp_path / "bin")
     place = tmp_path / "cifar-10-batches-py"
@@ -264,8 +266,7 @@ def test_cifar_is_read_from_its_python_version_without_unpickling(tmp_path, monk
     for name, part in zip([f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"], np.split(rows, 6), strict=True):
         raw = python2_pickle(part[:, 1:], part[:, 0].tolist(), by_columns)
         (place / name).write_bytes(raw)
-    loaded = pickle.loads(raw, encoding="bytes")  # the imitation is faithful: numpy understands it
-    assert np.array_equal(loaded[b"data"], rows[30:, 1:])
+    pickletools.dis(raw, out=io.StringIO())  # the imitation is a sound pickle; looking at it runs nothing
     for name in ("load", "loads", "Unpickler"):
         monkeypatch.setattr(pickle, name, lambda *_, **__: pytest.fail("unpickled"))
     data = load(f"cifar10:{tmp_path}")
