@@ -9,8 +9,8 @@ Each stage is a function of `halp_iee.run` that takes and returns a named, froze
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from halp_iee.run import results, stages, training
 from halp_iee.run.directory import RunDirectory
 from halp_iee.run.job import Job
 from halp_iee.run.reload import read_result
+from halp_iee.run.stopwatch import Stopwatch
+from halp_iee.train.processes import started
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ Choose = Callable[[Job, stages.Network, stages.Cost, training.Reference, RunDire
 
 
 def train(job: Job, directory: Path | None = None, progress: Progress | None = None, fresh: bool = False) -> Finished:
-    """Train a network to a latency with IEE, from scratch or from trained weights.
+    """Train a network to a latency: with IEE, from scratch or from trained weights, or with HALP.
 
     The run can be stopped at any moment; the same job in the same directory goes on. A run
     that is finished is not done again: its result comes back.
@@ -52,25 +54,41 @@ def prune(job: Job, directory: Path | None = None, progress: Progress | None = N
 
 
 def _run(job: Job, directory: Path | None, progress: Progress, fresh: bool, choose: Choose) -> Finished:
-    network = stages.network(job)  # before the directory is made: a bad job leaves nothing behind
-    run = RunDirectory(directory or job.default_directory())
-    with run.locked():
-        if fresh:
-            run.clear()
-        run.claim(job.config())
-        if run.result.exists():
-            progress.say(f"{run.root} is finished already; --fresh runs it again")
-            return Finished(read_result(run), run.root)
+    with ExitStack() as during:
+        processes = during.enter_context(started())
+        network = stages.network(job)  # before the directory is made: a bad job leaves nothing behind
+        training.check(job, network)
+        run = processes.once(lambda: RunDirectory(directory or job.default_directory()))
+        if processes.first:
+            during.enter_context(run.locked())
+        finished = processes.once(lambda: _finished(job, run, fresh))
+        if finished is not None:
+            if processes.first:
+                progress.say(f"{run.root} is finished already; --fresh runs it again")
+            return Finished(finished, run.root)
 
-        started = time.monotonic()
-        table = stages.table(job, network, progress)
-        run.keep_table(table.path)
-        cost = stages.cost(job, network, table, run, progress)
-        reference = training.reference(job, network, run, progress)
-        slimmed = choose(job, network, cost, reference, run, progress)
-        artifact = results.artifact(job, network, slimmed, cost, run)
-        exported = stages.export(job, network, reference.model, slimmed, run, progress)
-        measured = stages.measure(job, network, cost, exported, run, progress)
-        result = results.result(job, network, cost, reference, slimmed, artifact, measured, run, started)
-        results.report(result, job, network, cost, slimmed, run)
-    return Finished(result, run.root)
+        watch = Stopwatch(run, progress) if processes.first else Silent()
+        table = stages.table(job, network, watch)
+        processes.once(lambda: run.keep_table(table.path))
+        cost = stages.cost(job, network, table, run, watch)
+        reference = training.reference(job, network, run, watch)
+        slimmed = choose(job, network, cost, reference, run, watch)
+
+        def prove() -> dict[str, Any]:
+            artifact = results.artifact(job, network, slimmed, cost, run)
+            exported = stages.export(job, network, reference.model, slimmed, run, watch)
+            measured = stages.measure(job, network, cost, exported, run, watch)
+            seconds = watch.seconds if isinstance(watch, Stopwatch) else 0.0
+            result = results.result(job, network, cost, reference, slimmed, artifact, measured, run, seconds)
+            results.report(result, job, network, cost, slimmed, run)
+            return result
+
+        return Finished(processes.once(prove), run.root)
+
+
+def _finished(job: Job, run: RunDirectory, fresh: bool) -> dict[str, Any] | None:
+    """The result, if the run is over."""
+    if fresh:
+        run.clear()
+    run.claim(job.config())
+    return read_result(run) if run.result.exists() else None

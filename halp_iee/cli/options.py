@@ -100,6 +100,44 @@ run_directory = compose(
     ),
     click.option("--fresh", is_flag=True, help="Start again, replacing a run that lies in the directory."),
 )
+training = compose(
+    click.option("--batch-size", type=click.IntRange(1), default=None, help="Training batch.  [default: the recipe's]"),
+    click.option(
+        "--lr", type=click.FloatRange(0, min_open=True), default=None, help="Learning rate.  [default: the recipe's]"
+    ),
+    click.option(
+        "--recipe",
+        "recipe_file",
+        type=click.Path(path_type=Path),
+        default=None,
+        help="A JSON file with a training recipe.",
+    ),
+    click.option(
+        "--tensorboard", is_flag=True, help="Write the figures for TensorBoard too, into the run's directory."
+    ),
+)
+weights = click.option(
+    "--weights", default=None, metavar="FILE", help="Safetensors file with the trained weights of the dense network."
+)
+solver = click.option("--solver", type=click.Choice(["joint", "halp", "cp-sat"]), default="joint", show_default=True)
+iee_switches = compose(
+    click.option("--H", "H", type=click.IntRange(1), default=None, help="IEE: steps of Importance Estimation a cycle."),
+    click.option("--J", "J", type=click.IntRange(0), default=None, help="IEE: steps of Accuracy Improvement; 0: none."),
+    click.option("--Q", "Q", type=click.IntRange(0), default=None, help="IEE: steps of Reactivate & Explore."),
+    click.option("--T", "T", type=click.IntRange(1), default=None, help="IEE: cycles."),
+    click.option("--omega-start", type=float, default=None, help="IEE: first update budget, a share of the target."),
+    click.option("--omega-end", type=float, default=None, help="IEE: last update budget, a share of the target."),
+    click.option("--start", type=click.Choice(["random", "dense"]), default=None,
+                 help="IEE: from a random structure, or down from all of it.  [default: dense with --weights]"),
+    click.option("--grow", type=click.Choice(["importance", "random"]), default=None, help="IEE: what grows back."),
+    click.option("--reactivate", type=click.Choice(["mru", "zero"]), default=None,
+                 help="IEE: woken units have their most recently used values, or zeros."),
+    click.option("--freeze/--no-freeze", default=None, help="IEE: whether the active structure rests meanwhile."),
+)  # fmt: skip
+halp_switches = compose(
+    click.option("--steps", type=click.IntRange(1), default=None, help="HALP: pruning steps on the way down."),
+    click.option("--interval", type=click.IntRange(1), default=None, help="HALP: optimizer steps before each."),
+)
 json_flag = click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON document on stdout.")
 seed = click.option(
     "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Of everything that is random."

@@ -18,9 +18,7 @@ from halp_iee.run.target import Target
     "--data", default=None, metavar="SPEC", help="Data to judge channels by, fine-tune on and test with; as in train."
 )
 @options.target
-@click.option(
-    "--weights", default=None, metavar="FILE", help="Safetensors file with the trained weights of the dense network."
-)
+@options.weights
 @click.option("--importance", "criterion", default=None, metavar="NAME",
               help="How units are judged.  [default: taylor_bn with data, magnitude_l2 without]")  # fmt: skip
 @click.option(
@@ -30,11 +28,8 @@ from halp_iee.run.target import Target
     show_default=True,
     help="Epochs of training after the pruning.",
 )
-@click.option("--batch-size", type=click.IntRange(1), default=None, help="Training batch.  [default: the recipe's]")
-@click.option(
-    "--lr", type=click.FloatRange(0, min_open=True), default=None, help="Learning rate.  [default: the recipe's]"
-)
-@click.option("--solver", type=click.Choice(["joint", "halp", "cp-sat"]), default="joint", show_default=True)
+@options.training
+@options.solver
 @options.input_shape
 @options.device
 @options.seed
@@ -49,6 +44,8 @@ def command(
     finetune_epochs: int,
     batch_size: int | None,
     lr: float | None,
+    recipe_file: Path | None,
+    tensorboard: bool,
     solver: str,
     input_shape: tuple[int, ...] | None,
     seed: int,
@@ -86,7 +83,7 @@ def command(
         raise UsageError(
             "cannot fine-tune without data", "no --data was given", "give --data, or leave --finetune-epochs out"
         )
-    chosen = recipe(None, epochs=max(1, finetune_epochs), batch_size=batch_size, lr=lr, seed=seed)
+    chosen = recipe(recipe_file, epochs=max(1, finetune_epochs), batch_size=batch_size, lr=lr, seed=seed)
     job = Job(
         model=model,
         data=data,
@@ -101,6 +98,7 @@ def command(
         criterion=criterion,
         solver=solver,
         finetune_epochs=finetune_epochs,
+        tensorboard=tensorboard,
     )
     done = pipeline.prune(job, out, Bars(), fresh)
     return show.finished(done.result, as_json)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -27,6 +28,24 @@ def line(text: Any) -> None:
 def emit_json(document: Any) -> None:
     """Exactly one JSON document on stdout."""
     line(json.dumps(document, indent=1, allow_nan=False))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file at once and whole.
+
+    Raises:
+        ArtifactError: it cannot be written.
+    """
+    from halp_iee.errors import ArtifactError
+    from halp_profiler.files import whole
+
+    try:
+        with whole(path) as partial:
+            partial.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ArtifactError(
+            f"cannot write {path}", (error.strerror or str(error)).lower(), "choose a folder that can be written to"
+        ) from error
 
 
 def table(headers: list[str], rows: list[list[str]]) -> str:

@@ -9,7 +9,14 @@ import click
 
 from halp_iee.cli import options, show
 from halp_iee.cli.progress import Bars
+from halp_iee.run.job import METHODS
 from halp_iee.run.target import Target
+
+SWITCHES = (
+    "H", "J", "Q", "T", "omega_start", "omega_end", "start", "grow", "reactivate", "freeze", "steps", "interval",
+    "min_fraction",
+)  # fmt: skip
+"""Settings of the methods that can be typed, by their names in `methods/config.py`."""
 
 
 @click.command("train", cls=show.Command)
@@ -17,24 +24,23 @@ from halp_iee.run.target import Target
 @options.data
 @options.target
 @click.option(
-    "--method", type=click.Choice(["iee"]), default="iee", show_default=True, help="How the structure is found."
-)
+    "--method", type=click.Choice(METHODS), default="iee", show_default=True,
+    help="How the structure is found: iee, from scratch or from --weights; halp, one way down from --weights or from "
+    "the dense reference.",
+)  # fmt: skip
 @click.option("--epochs", type=click.IntRange(1), default=None, help="Epochs of training.  [default: the recipe's]")
-@click.option("--batch-size", type=click.IntRange(1), default=None, help="Training batch.  [default: the recipe's]")
-@click.option(
-    "--lr", type=click.FloatRange(0, min_open=True), default=None, help="Learning rate.  [default: the recipe's]"
-)
-@click.option(
-    "--recipe", "recipe_file", type=click.Path(path_type=Path), default=None, help="A JSON file with a training recipe."
-)
-@click.option(
-    "--weights",
-    default=None,
-    metavar="FILE",
-    help="Safetensors file with trained weights: start from them, not from scratch.",
-)
+@options.training
+@options.weights
 @click.option("--no-dense", is_flag=True, help="Do not train the dense reference.")
-@click.option("--solver", type=click.Choice(["joint", "halp", "cp-sat"]), default="joint", show_default=True)
+@click.option("--importance", "criterion", default="taylor_bn", show_default=True, metavar="NAME",
+              help="How units are judged: taylor_bn, taylor_weight, fisher, magnitude_l1, magnitude_l2, bn_scale, "
+              "random.")  # fmt: skip
+@options.solver
+@options.iee_switches
+@options.halp_switches
+@click.option(
+    "--min-fraction", type=click.FloatRange(0, 1), default=None, help="Least share of its units a group keeps."
+)
 @options.input_shape
 @options.device
 @options.seed
@@ -49,34 +55,41 @@ def command(
     batch_size: int | None,
     lr: float | None,
     recipe_file: Path | None,
+    tensorboard: bool,
     weights: str | None,
     no_dense: bool,
+    criterion: str,
     solver: str,
     input_shape: tuple[int, ...] | None,
     seed: int,
     out: Path | None,
     fresh: bool,
     as_json: bool,
-    **device: Any,
+    **others: Any,
 ) -> int:
     """Train a network to a latency.
 
     Makes the latency table first if there is none for this device, trains the dense reference, then finds the
-    structure with IEE while it trains, makes the network physically smaller, exports it and measures it.
-    Interrupted, it goes on where it stopped when called again.
+    structure while it trains, makes the network physically smaller, exports it and measures it.
+    Interrupted, it goes on where it stopped when called again. In several processes:
+    torchrun --nproc-per-node N -m halp_iee train ...
 
     \b
       halp-iee train --latency-target 0.3
       halp-iee train --model resnet50 --data imagefolder:/data/in --latency-target 12ms --epochs 90
+      halp-iee train --method halp --weights trained.safetensors --latency-target 0.4 --epochs 10
     """
     from halp_iee import pipeline
     from halp_iee.cli.assemble import device_choice, recipe
     from halp_iee.run.job import Job
+    from halp_iee.train.processes import first_of_torchrun
 
     chosen = recipe(recipe_file, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
+    switches = {name: value for name in SWITCHES if (value := others.pop(name)) is not None}
     job = Job(
-        model=model, data=data, recipe=chosen, target=target, device=device_choice(**device),
-        seed=seed, dense=not no_dense, weights=weights, solver=solver, input_shape=input_shape,
+        model=model, data=data, recipe=chosen, target=target, method=method,  # type: ignore[arg-type]
+        device=device_choice(**others), seed=seed, dense=not no_dense, weights=weights, solver=solver,
+        input_shape=input_shape, criterion=criterion, switches=switches, tensorboard=tensorboard,
     )  # fmt: skip
     done = pipeline.train(job, out, Bars(), fresh)
-    return show.finished(done.result, as_json)
+    return show.finished(done.result, as_json) if first_of_torchrun() else 0

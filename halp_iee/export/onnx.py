@@ -94,9 +94,9 @@ def export_onnx(
         GraphError: the exporter cannot express the network.
         ParityError: the two disagree; nothing was written.
     """
-    target = _writable(path)
+    target = writable(path)
     runtime.require_onnxruntime()
-    copied = _evaluation_copy(model)
+    copied = evaluation_copy(model)
     example = as_call(copied, example_inputs)
     checks = [as_call(copied, one) for one in check_inputs or ()]
     if dynamic_batch:
@@ -107,8 +107,8 @@ def export_onnx(
     if tolerance is None:
         tolerance = parity.default_tolerance([*copied.parameters(), *example.tensors()])
     calls = parity.calls_to_check(example, checks, dynamic_batch)
-    session = _session(payload)
-    max_error = parity.prove(copied, session, calls, tolerance)
+    engine = _engine(payload)
+    max_error = parity.prove(copied, engine, calls, tolerance)
     _write(target, payload)
     return OnnxExport(
         path=target,
@@ -117,13 +117,18 @@ def export_onnx(
         max_error=max_error,
         tolerance=tolerance,
         checks=len(calls),
-        inputs=tuple((spec.name, tuple(spec.shape)) for spec in session.get_inputs()),
-        outputs=tuple(spec.name for spec in session.get_outputs()),
+        inputs=tuple((spec.name, tuple(spec.shape)) for spec in engine.session.get_inputs()),
+        outputs=tuple(spec.name for spec in engine.outputs),
         dynamic_batch=dynamic_batch,
     )
 
 
-def _evaluation_copy(model: nn.Module) -> nn.Module:
+def evaluation_copy(model: nn.Module) -> nn.Module:
+    """The network on the CPU in evaluation mode; the one given stays as it is.
+
+    Raises:
+        GraphError: it cannot be copied.
+    """
     # What a forward pass in training left in attributes (an auxiliary loss, a feature map) hangs on a graph of
     # gradients, which cannot be copied; its value can.
     left = (tensor for module in model.modules() for tensor in tensors_in(vars(module)) if not tensor.is_leaf)
@@ -146,10 +151,10 @@ def _to_onnx(
         batch = torch.export.Dim("batch", min=1)
         shapes = pytree.tree_map(
             lambda leaf: {0: batch} if isinstance(leaf, torch.Tensor) and leaf.dim() else None,
-            {**dict(zip(_positional_names(model, len(call.args)), call.args, strict=True)), **call.kwargs},
+            {**dict(zip(positional_names(model, len(call.args)), call.args, strict=True)), **call.kwargs},
         )
     try:
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             program = torch.onnx.export(
                 model,
                 call.args,
@@ -171,7 +176,7 @@ def _to_onnx(
     except Exception as error:
         raise GraphError(
             "Cannot export the network to ONNX",
-            _root_cause(error),
+            root_cause(error),
             "Change the operation named" + (", or export with a fixed batch" if dynamic_batch else ""),
         ) from error
     raise GraphError(
@@ -181,7 +186,7 @@ def _to_onnx(
     )
 
 
-def _positional_names(model: nn.Module, count: int) -> list[str]:
+def positional_names(model: nn.Module, count: int) -> list[str]:
     parameters = list(inspect.signature(model.forward).parameters.values())
     positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     if len(positional) < count:
@@ -219,9 +224,9 @@ def _name_outputs(graph: Any, names: list[str]) -> None:
             value.name = name
 
 
-def _session(payload: bytes) -> Any:
+def _engine(payload: bytes) -> runtime.OnnxEngine:
     try:
-        return runtime.session(payload)
+        return runtime.OnnxEngine.load(payload)
     except ArtifactError as error:
         raise ParityError(
             "The ONNX export was refused",
@@ -230,7 +235,7 @@ def _session(payload: bytes) -> Any:
         ) from error
 
 
-def _writable(path: str | os.PathLike[str]) -> Path:
+def writable(path: str | os.PathLike[str]) -> Path:
     """Find out before the work, not after it, whether the file can be put there."""
     target = Path(path)
     folder = target.parent
@@ -259,7 +264,7 @@ def _write(target: Path, payload: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The exporter and its optimiser print, warn and log; what matters arrives as an exception."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
@@ -275,7 +280,7 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _root_cause(error: BaseException) -> str:
+def root_cause(error: BaseException) -> str:
     """The exporter wraps what really went wrong in pages of advice: follow the chain to its end."""
     if isinstance(error, HalpError):
         return error.why

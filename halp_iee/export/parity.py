@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from halp_iee.errors import GraphError, ParityError
 from halp_iee.export.call import Call
+from halp_iee.measure.engine import Engine
 
 _RANDOM_CHECKS = 2
 _REMEDY = "Nothing was written; look for randomness or state in evaluation mode, or raise the tolerance"
@@ -47,7 +48,7 @@ def randomised(call: Call, seed: int) -> Call:
     return call.map(draw)
 
 
-def prove(model: nn.Module, session: Any, calls: Sequence[Call], tolerance: float) -> float:
+def prove(model: nn.Module, engine: Engine, calls: Sequence[Call], tolerance: float) -> float:
     """Run both on every call and return the largest relative error.
 
     Raises:
@@ -57,11 +58,11 @@ def prove(model: nn.Module, session: Any, calls: Sequence[Call], tolerance: floa
     worst = 0.0
     for number, call in enumerate(calls, start=1):
         expected = _tensors_of(run_torch(model, call))
-        actual = _run_onnx(session, call)
+        actual = _run_export(engine, call)
         where = f"on check {number} of {len(calls)}"
         if len(expected) != len(actual):
             _refuse(f"the network returns {len(expected)} tensors, the export {len(actual)} ({where})")
-        for spec, want, have in zip(session.get_outputs(), expected, actual, strict=True):
+        for spec, want, have in zip(engine.outputs, expected, actual, strict=True):
             if want.shape != have.shape:
                 _refuse(f"output {spec.name!r} is {have.shape} instead of {want.shape} {where}")
             error = relative_error(want, have)
@@ -141,16 +142,17 @@ def _tensors_of(result: Any) -> list[np.ndarray]:
     return arrays
 
 
-def _run_onnx(session: Any, call: Call) -> list[np.ndarray]:
-    specs, tensors = session.get_inputs(), call.tensors()
+def _run_export(engine: Engine, call: Call) -> list[np.ndarray]:
+    specs, tensors = engine.inputs, call.tensors()
     if len(specs) != len(tensors):
         _refuse(f"the network takes {len(tensors)} tensors, the export {len(specs)}")
     feeds = {spec.name: tensor.contiguous().numpy() for spec, tensor in zip(specs, tensors, strict=True)}
     try:
-        return [np.asarray(value) for value in session.run(None, feeds)]
-    except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception
-        _refuse(f"ONNX Runtime fails on it: {str(error).splitlines()[0][:300]}")
+        return engine.run(feeds)
+    except Exception as error:  # the runtimes' exceptions have no common base but Exception
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        _refuse(f"{engine.runtime} fails on it: {reason}")
 
 
 def _refuse(why: str) -> NoReturn:
-    raise ParityError("The ONNX export was refused", why, _REMEDY)
+    raise ParityError("The export was refused", why, _REMEDY)

@@ -101,7 +101,8 @@ def matching(
     while True:
         module = modules.get(path)
         if module is not None and not isinstance(module, skip):
-            numbers = list(numbers_of(module))
+            # Several numbers in one are mostly sizes of windows and the like: a number alone comes first.
+            numbers = sorted(numbers_of(module), key=lambda number: number[1] >= 0)
             for factor in range(1, MOST_FACTOR + 1):
                 for full, value, axis in places:
                     found += [

@@ -44,7 +44,8 @@ class Capture:
         sources: qualified names of the parameters and buffers that a value which does
             not depend on the inputs was computed from, by value id.
         kinds: dtype and device of every value, by value id.
-        functions: position at which a Python-level function began -> where it ended and
+        strides: of every value in memory, by value id.
+        functions: position at which a Python-level function began, its name -> where it ended and
             what it returned, tensors replaced by `Ref`.
         tensors: value id of each parameter and buffer -> all its qualified names.
         literals: numbers that the network turned into tensors, in order.
@@ -58,7 +59,8 @@ class Capture:
     active: list[bool] = field(default_factory=list)
     sources: list[tuple[str, ...]] = field(default_factory=list)
     kinds: list[tuple[torch.dtype, torch.device]] = field(default_factory=list)
-    functions: dict[int, tuple[int, Any]] = field(default_factory=dict)
+    strides: list[tuple[int, ...]] = field(default_factory=list)
+    functions: dict[tuple[int, str], tuple[int, Any]] = field(default_factory=dict)
     tensors: dict[int, tuple[str, ...]] = field(default_factory=dict)
     literals: list[Any] = field(default_factory=list)
     outputs: tuple[int, ...] = ()

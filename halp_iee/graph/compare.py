@@ -18,10 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from halp_iee.graph.calls import Call, Capture
-from halp_iee.graph.capture import ModuleStack, Recorder, run
+from halp_iee.graph.capture import run
 from halp_iee.graph.groups import Structure
 from halp_iee.graph.labels import Labels
+from halp_iee.graph.recorder import ModuleStack, Recorder
 from halp_iee.graph.sandbox import map_tensors, named_tensors
+from halp_iee.graph.shadow import Shadows
 
 DECISIONS = frozenset({"topk", "sort", "nms", "argsort", "unique", "nonzero", "multinomial"})
 """Operations whose float outputs jump when their input changes by rounding."""
@@ -84,15 +86,15 @@ def _run(model: nn.Module, args: Any, kwargs: Any) -> tuple[Capture, Values, str
     values, captured = Values(), []
     kind = _recording(values)
 
-    def recorder(capture: Capture, modules: ModuleStack) -> Recorder:
+    def recorder(capture: Capture, modules: ModuleStack, shadows: Shadows | None) -> Recorder:
         captured.append((capture, modules))
-        return kind(capture, modules)
+        return kind(capture, modules, shadows)
 
     inputs, named = map_tensors((args, dict(kwargs)), torch.clone)
     torch.manual_seed(0)
     own = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
     try:
-        run(model, inputs, named, own, mode=None, recorder=recorder)
+        run(model, inputs, named, own, shadows=False, recorder=recorder)
     except Exception as error:  # whatever the network raises at other sizes
         return captured[0][0], values, f"{type(error).__name__}: {error}".splitlines()[0][:200]
     return captured[0][0], values, ""

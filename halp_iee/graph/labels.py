@@ -65,6 +65,7 @@ class Labels:
         of: label of each value, by value id; None until it is known.
         parameters: the names that are parameters and not buffers.
         spared: (value id, axis) of parameters whose entries masking must not zero there.
+        repeated: first atoms of axes that only repeat one position, so that they may have any size.
     """
 
     capture: Capture
@@ -78,6 +79,7 @@ class Labels:
     choices: dict[tuple[int, int], Choice] = field(default_factory=dict)
     parameters: frozenset[str] = frozenset()
     spared: set[tuple[int, int]] = field(default_factory=set)
+    repeated: set[int] = field(default_factory=set)
     unknown: dict[str, str] = field(default_factory=dict)
 
     def fresh(self, size: int) -> np.ndarray:

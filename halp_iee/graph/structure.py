@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,9 +10,9 @@ import numpy as np
 from torch import nn
 
 from halp_iee.graph.attributes import Binding, SizedAttribute, matching
-from halp_iee.graph.calls import Capture
+from halp_iee.graph.calls import Call, Capture
 from halp_iee.graph.groups import Structure, form
-from halp_iee.graph.labels import Choice, Freeze, Labels, Step, start
+from halp_iee.graph.labels import Axis, Choice, Freeze, Labels, Step, start
 from halp_iee.graph.operations import Operations
 from halp_iee.graph.rules import RULES, unknown
 from halp_iee.graph.rules.base import with_zero
@@ -24,6 +24,8 @@ MOST_ROUNDS = 80
 MOST_TRIES = 2
 
 Decisions = Mapping[tuple[int, int], int]
+Join = tuple[tuple[int, int], tuple[int, int]]
+"""Two axes, each by (value id, position), that are tied because one is given the size of the other."""
 
 
 def apply_rules(
@@ -87,6 +89,9 @@ class Search:
         self.tries: dict[tuple[str, str, int], int] = {}
         self.dropped: set[tuple[Binding, tuple[int, str], int]] = set()
         self.shapes: dict[int, tuple[int, ...]] = {}
+        self.joined: dict[Join, tuple[int, str]] = {}
+        self.joining: set[Join] = set()
+        self.apart: set[Join] = set()
         self.structure: Structure
         self.operations: Operations
 
@@ -97,6 +102,10 @@ class Search:
             first_atom = labels[-1].atoms if labels else 0
             labels.append(apply_rules(capture, self.model, self.decisions, self.frozen, first_atom))
         self.labels = labels
+        for (one, two), (call, _) in self.joined.items():
+            first, second = self._axis(one), self._axis(two)
+            if first is not None and second is not None:
+                labels[0].tie(first.atoms, second.atoms, call, "takes its size from a tensor of fixed size")
         self.operations = Operations(labels[0])
         self.structure = form(labels, self.model, self.operations.channel_axes)
         self.structure = replace(self.structure, attributes=self.sized())
@@ -120,6 +129,68 @@ class Search:
     def place(self, failure: Failure) -> tuple[int, str]:
         """Where a failure is, comparable from round to round."""
         return (failure.call.index if failure.call is not None else -1, failure.module)
+
+    def _axis(self, place: tuple[int, int]) -> Axis | None:
+        label = self.labels[0].of[place[0]]
+        return None if label is None else label[place[1]]
+
+    def join(self, failures: Sequence[Failure]) -> bool:
+        """Tie an axis to the one whose size the network gave it; says whether there is something new to try.
+
+        ``x.reshape(b, n, c)`` with a `c` that is the width of another tensor is right as long as both widths
+        stay equal: their units then go together. A tie that does not mend its place is taken back.
+        """
+        now = {self.place(failure) for failure in failures}
+        for join in self.joining:
+            if self.joined[join] in now:
+                del self.joined[join]
+                self.apart.add(join)
+        self.joining = set()
+        chosen = {call for call, _ in self.labels[0].choices}
+        for failure in failures:
+            if failure.call is not None and failure.call.index not in chosen:
+                for join in self._sources_of(failure.call, failure.given, failure.made):
+                    if join not in self.joined and join not in self.apart:
+                        self.joined[join] = self.place(failure)
+                        self.joining.add(join)
+                        break
+        return bool(self.joining)
+
+    def _sources_of(self, call: Call, given: Sequence[int], made: int | None) -> Iterator[Join]:
+        """For an axis that was given another size than its channels say: the axes that have that size, nearest first."""
+        labels = self.labels[0]
+        value = made if made is not None else call.outputs[0] if call.outputs else None
+        if value is None or len(given) != len(labels.capture.shapes[value]):
+            return
+        full, want = labels.capture.shapes[value], self.shapes.get(value, ())
+        wrong = [
+            k for k, (one, two) in enumerate(zip(given, want, strict=False)) if one != two and one not in (-1, full[k])
+        ]
+        if not wrong:
+            return
+        seen: set[int] = set()
+        earlier = (
+            [
+                one
+                for one in labels.capture.calls
+                if one.index < call.index and (one.module == call.module or one.module.startswith(f"{call.module}."))
+            ]
+            if call.module
+            else [one for one in labels.capture.calls if one.index < call.index]
+        )
+        for one in reversed(earlier):
+            for other in [ref.id for ref in one.refs if labels.capture.active[ref.id]]:
+                for k, axis in enumerate(labels.of[other] or []):
+                    if axis is None or id(axis.atoms) in seen:
+                        continue
+                    seen.add(id(axis.atoms))
+                    for target in wrong:
+                        size = labels.capture.shapes[other][k]
+                        if self._axis((value, target)) is not None and (full[target], given[target]) == (
+                            size,
+                            self.shapes[other][k],
+                        ):
+                            yield (value, target), (other, k)
 
     def bind(self, failures: Sequence[Failure]) -> bool:
         """Let numbers that modules keep follow the sizes that failed; says whether there is something new to try.
@@ -272,7 +343,7 @@ class Search:
 
     def learn(self, failures: Sequence[Failure]) -> None:
         """Bind a number where one is meant, turn to the next option where one remains, else freeze."""
-        if self.bind(failures):
+        if self.join(failures) or self.bind(failures):
             return
         owned = self.labels[0].of
         parameters = [
@@ -318,6 +389,7 @@ def find_structure(
                 break
         else:
             search.probation = []
+            search.joining = set()
             if not search.next_options():
                 return search
     # Never seen; but a network that still fails is better left whole than broken.

@@ -8,23 +8,24 @@ shape it should have had, so one run finds all such places.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from halp_iee.graph.attributes import put_number
-from halp_iee.graph.calls import Call, Capture, Ref
-from halp_iee.graph.capture import ModuleStack, Recorder, fake_tensors, run
+from halp_iee.graph.calls import Call, Capture, Ref, refs_in
+from halp_iee.graph.capture import own_tensors, run
 from halp_iee.graph.groups import Structure
 from halp_iee.graph.labels import Labels
-from halp_iee.graph.sandbox import first_line, map_tensors, named_tensors, skeleton
+from halp_iee.graph.recorder import ModuleStack, Recorder, name_of
+from halp_iee.graph.sandbox import first_line, map_tensors, skeleton, tensors_in
+from halp_iee.graph.shadow import LooksAtDataError, Shadows, shadow_of
 from halp_iee.slim.attention import loosen
-from halp_iee.slim.surgery import resize_attributes
+from halp_iee.slim.surgery import narrow, resize_attributes
 
 SHAPE_ARGUMENTS = frozenset({"size", "shape", "repeats", "split_size", "split_sizes", "start", "end", "step"})
 
@@ -40,6 +41,8 @@ class Failure:
         module: where, when no call can be blamed.
         sizes: the number that the full network has here and the one that the slim one has, where known.
         fatal: whether the run ended here, so that what comes after was not seen.
+        given: the sizes that the call was told to make, where it was told.
+        made: the value that was to have them; None for the call's first output.
     """
 
     call: Call | None
@@ -48,6 +51,8 @@ class Failure:
     module: str = ""
     sizes: tuple[int, int] | None = None
     fatal: bool = False
+    given: tuple[int, ...] = ()
+    made: int | None = None
 
 
 class DivergedError(Exception):
@@ -84,9 +89,14 @@ class Replayer(Recorder):
     """Records the slim network beside the full one's record, mending what goes wrong."""
 
     def __init__(
-        self, capture: Capture, modules: ModuleStack, full: Capture, shapes: Mapping[int, tuple[int, ...]]
+        self,
+        capture: Capture,
+        modules: ModuleStack,
+        shadows: Shadows | None,
+        full: Capture,
+        shapes: Mapping[int, tuple[int, ...]],
     ) -> None:
-        super().__init__(capture, modules)
+        super().__init__(capture, modules, shadows)
         self.full, self.shapes = full, shapes
         self.failures: list[Failure] = []
         self._ahead = 0
@@ -107,22 +117,29 @@ class Replayer(Recorder):
         scalars = differing_scalars(call, bound) if self.full.fake else None
         error, result = None, None
         try:
-            result = func(*args, **kwargs)
+            result = super().execute(func, args, kwargs, bound)
+        except LooksAtDataError:
+            raise
         except Exception as caught:  # whatever an operation says about sizes that do not fit
             error = first_line(caught)
         if error is None and scalars is None:
             wrong = self.wrong_axes(call, result)
             if not wrong:
                 return result
-            self.failures.append(Failure(call, wrong, "another size than its channels say"))
+            self.failures.append(Failure(call, wrong, "another size than its channels say", given=self.given(bound)))
         else:
-            self.failures.append(Failure(call, (), error or scalars or ""))
+            self.failures.append(Failure(call, (), error or scalars or "", given=self.given(bound)))
             if error is None and not self.wrong_axes(call, result):
                 return result
         made = [None if value is None else self.made(value) for value in call.outputs]
         if len(made) == 1 and not isinstance(result, (list, tuple)):
             return made[0]
         return tuple(made) if isinstance(result, tuple) else made
+
+    def given(self, bound: Mapping[str, Any]) -> tuple[int, ...]:
+        """The shape that a call is told to make; -1 where it was left to the operation."""
+        told, sizes = _told(self.told), _sizes(bound.get("size", bound.get("shape")))
+        return told if len(told) == len(sizes) else sizes
 
     def literal(self, value: Any) -> None:
         before = len(self.capture.literals)
@@ -136,24 +153,72 @@ class Replayer(Recorder):
             text = f"computes with the number {wanted}, which depends on a size"
             self.failures.append(Failure(call, (), text, sizes=sizes))
 
-    def rescue(self, begin: int, error: Exception) -> Any:
-        """A function that failed before it reached its operations returns what it should have."""
-        known = self.full.functions.get(begin)
-        if isinstance(error, DivergedError) or known is None or self.position >= known[0]:
+    def rescue(
+        self, begin: int, error: Exception, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """A function that failed before it reached its operations returns what it should have.
+
+        One that took other operations, because smaller tensors lie otherwise in memory, is run again as a whole.
+        """
+        known = self.full.functions.get((begin, name_of(func)))
+        if known is None or self.position >= known[0]:
             raise error
         end, result = known
-        self.failures.append(Failure(self.full.calls[self.position], (), first_line(error)))
+        call = self.full.calls[self.position]
+        if isinstance(error, DivergedError):
+            if not self.full.fake:
+                raise error
+            return self.again(call, end, result, func, args, kwargs)
+        given = _told(args) if isinstance(result, Ref) else ()
+        made = result.id if given else None
+        self.failures.append(Failure(call, (), first_line(error), given=given, made=made))
+        return self.instead(end, result)
+
+    def instead(self, end: int, result: Any) -> Any:
+        """Tensors of the shapes that the labels say, in place of a function's whole result."""
         self._ahead += end - self.position
-        self.paused = True
+        self.paused, before = True, self.paused
         try:
             return _with_tensors(result, self.made)
         finally:
-            self.paused = False
+            self.paused = before
+
+    def again(
+        self, call: Call, end: int, result: Any, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Run a function without holding its operations against the record; only its results count."""
+        self.paused, before = True, self.paused
+        try:
+            made = func(*args, **kwargs)
+        except Exception as error:  # whatever an operation says about sizes that do not fit
+            self.failures.append(Failure(call, (), first_line(error)))
+            made = None
+        finally:
+            self.paused = before
+        refs, tensors = list(refs_in(result)), list(tensors_in(made))
+        wrong = [
+            (ref.id, axis)
+            for ref, tensor in zip(refs, tensors, strict=False)
+            for axis in range(min(tensor.ndim, len(self.shapes[ref.id])))
+            if tensor.shape[axis] != self.shapes[ref.id][axis]
+        ]
+        if wrong:
+            self.failures.append(Failure(call, tuple(wrong), "another size than its channels say"))
+        if wrong or len(refs) != len(tensors):
+            return self.instead(end, result)
+        self._ahead += end - self.position
+        return made
 
     def made(self, value: int) -> Tensor:
-        """A tensor of the shape that the labels say."""
+        """A tensor of the shape that the labels say, lying in memory as the full one does."""
         dtype, device = self.full.kinds[value]
-        return torch.zeros(self.shapes[value], dtype=dtype, device=device)
+        shape = self.shapes[value]
+        strides = like_strides(shape, self.full.shapes[value], self.full.strides[value])
+        made = torch.empty_strided(shape, strides, dtype=dtype, device=device)
+        if self.shadows is None:
+            return made.zero_()
+        self.shadows.cast(made)
+        return made
 
     def ignored(self, value: int, axis: int) -> bool:
         """Whether an axis may follow the data (how many boxes were found), which slim data change."""
@@ -174,6 +239,30 @@ class Replayer(Recorder):
                     unlike = [a for a in range(item.ndim) if item.shape[a] != want[a]]
                     wrong += [(value, a) for a in unlike if not self.ignored(value, a)]
         return tuple(wrong)
+
+
+def like_strides(shape: Sequence[int], full: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
+    """Strides that order and space the axes of a smaller tensor as those of the full one."""
+    found, reach, dense = [0] * len(shape), 1, 1
+    for axis in sorted(range(len(shape)), key=lambda one: (strides[one], -one) if len(strides) == len(shape) else -one):
+        if len(strides) == len(shape) and strides[axis] == 0:
+            continue
+        if len(strides) == len(shape) and strides[axis] > dense:
+            reach *= 2  # a part of something larger
+        found[axis] = reach
+        reach *= max(shape[axis], 1)
+        dense = (strides[axis] if len(strides) == len(shape) else dense) * max(full[axis], 1)
+    return tuple(found)
+
+
+def _sizes(value: Any) -> tuple[int, ...]:
+    whole = isinstance(value, (list, tuple)) and all(type(size) is int for size in value)
+    return tuple(value) if whole else ()
+
+
+def _told(args: tuple[Any, ...]) -> tuple[int, ...]:
+    """The shape in a function's arguments: x.view(2, 3) or x.view((2, 3))."""
+    return _sizes(args[1] if len(args) == 2 and isinstance(args[1], (tuple, list)) else args[1:])
 
 
 def _with_tensors(value: Any, make: Callable[[int], Tensor]) -> Any:
@@ -226,6 +315,18 @@ def unlike_outputs(full: Capture, slim: Capture, structure: Structure, keep: Map
     return [Failure(None, (), "it is the size of an output", sizes=pair) for pair in sorted(pairs & cut)]
 
 
+def _cut(source: Tensor, positions: tuple[np.ndarray | None, ...], bare: bool) -> Tensor:
+    """A tensor at its slim size; its entries are those that stay, or nobody's where only shapes are asked for."""
+    if all(kept is None for kept in positions):
+        return source
+    if not bare or not source.is_floating_point():
+        # How a product is taken apart hangs on whether a gradient is wanted.
+        return narrow(source.detach(), positions).requires_grad_(source.requires_grad)
+    size = [whole if kept is None else len(kept) for whole, kept in zip(source.shape, positions, strict=True)]
+    made = torch.empty(size, dtype=source.dtype, device=source.device)
+    return nn.Parameter(made, source.requires_grad) if isinstance(source, nn.Parameter) else made
+
+
 def attempt(
     model: nn.Module,
     args: tuple[Any, ...],
@@ -245,38 +346,25 @@ def attempt(
     if shapes_out is not None:
         shapes_out.update(shapes)
     copied = loosen(skeleton(model))
-    named = named_tensors(copied)
-    mode = FakeTensorMode(allow_non_fake_inputs=True) if full.fake else None
-    sources = fake_tensors(mode, named) if mode is not None else {n: t.detach().clone() for n, t in named.items()}
     tensors: dict[str, Tensor] = {}
     by_source: dict[int, Tensor] = {}
-    for name, source in sources.items():
+    for name, source in own_tensors(copied).items():
         if id(source) not in by_source:
-            tensor = source
-            for axis, kept in enumerate(positions.get(name, ())):
-                if kept is not None:
-                    if mode is not None:
-                        size = list(tensor.shape)
-                        size[axis] = len(kept)
-                        with mode:
-                            tensor = torch.empty(size, dtype=tensor.dtype, device=tensor.device)
-                    else:
-                        tensor = tensor.index_select(axis, torch.as_tensor(kept, device=tensor.device))
-            by_source[id(source)] = tensor
+            by_source[id(source)] = _cut(source, positions.get(name, ()), full.fake)
         tensors[name] = by_source[id(source)]
     resize_attributes(copied, model, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
     alive = structure.alive(keep)
     for attribute in structure.attributes:
         put_number(copied.get_submodule(attribute.module), attribute.name, attribute.item, attribute.at(alive))
-    inputs = map_tensors((args, dict(kwargs)), mode.from_tensor if mode is not None else torch.clone)
+    inputs = map_tensors((args, dict(kwargs)), shadow_of if full.fake else torch.clone)
     watchers: list[Replayer] = []
 
-    def recorder(capture: Capture, modules: ModuleStack) -> Replayer:
-        watchers.append(Replayer(capture, modules, full, shapes))
+    def recorder(capture: Capture, modules: ModuleStack, shadows: Shadows | None) -> Replayer:
+        watchers.append(Replayer(capture, modules, shadows, full, shapes))
         return watchers[-1]
 
     try:
-        ran = run(copied, inputs[0], inputs[1], tensors, mode=mode, recorder=recorder)
+        ran = run(copied, inputs[0], inputs[1], tensors, shadows=full.fake, recorder=recorder)
         if not full.fake and not watchers[0].failures:
             return unlike_outputs(full, ran, structure, keep)
     except Exception as error:  # the network's own code may raise anything

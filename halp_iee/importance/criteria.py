@@ -12,13 +12,17 @@ from halp_iee.errors import UsageError
 from halp_iee.importance.bn_scale import bn_scale
 from halp_iee.importance.chance import random
 from halp_iee.importance.magnitude import magnitude
-from halp_iee.importance.taylor import taylor_bn, taylor_weight
+from halp_iee.importance.taylor import fisher, taylor_bn, taylor_weight
 from halp_iee.importance.units import Positions, Scores
 
 if TYPE_CHECKING:
     from halp_iee.graph import ChannelGraph
 
-_BY_GRADIENT: Mapping[str, Callable[..., Scores]] = {"taylor_bn": taylor_bn, "taylor_weight": taylor_weight}
+_BY_GRADIENT: Mapping[str, Callable[..., Scores]] = {
+    "taylor_bn": taylor_bn,
+    "taylor_weight": taylor_weight,
+    "fisher": fisher,
+}
 _BY_WEIGHT: Mapping[str, Callable[..., Scores]] = {
     "magnitude_l1": partial(magnitude, p=1),
     "magnitude_l2": partial(magnitude, p=2),

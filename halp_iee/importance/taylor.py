@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from halp_iee.graph import ChannelGraph
 
 
-def taylor_bn(graph: ChannelGraph, tensors: Tensors, grads: Tensors, positions: Positions | None = None) -> Scores:
+def taylor_bn(
+    graph: ChannelGraph, tensors: Tensors, grads: Tensors, positions: Positions | None = None, *, power: int = 1
+) -> Scores:
     """Taylor importance on the affine parameters of the normalisation layers.
 
         I_j = sum over the layers n that carry unit j, over its channels c,
@@ -40,6 +42,7 @@ def taylor_bn(graph: ChannelGraph, tensors: Tensors, grads: Tensors, positions: 
         tensors: parameter name -> values.
         grads: parameter name -> gradient of the loss; a parameter without one counts as 0.
         positions: which full-size positions slim tensors hold.
+        power: to which each layer's derivative is raised before the layers are added up.
 
     Returns:
         One score a unit for every prunable group; 0 for units that the tensors do not hold.
@@ -57,17 +60,19 @@ def taylor_bn(graph: ChannelGraph, tensors: Tensors, grads: Tensors, positions: 
                 gate = product if gate is None else gate + product
         ids = sums.ids(f"{name}.weight", 0)
         if gate is not None and ids is not None:
-            sums.add(ids, gate.abs())
+            sums.add(ids, gate.abs() ** power)
     scores = sums.total()
     having = groups_with_norm(graph)
     without = [name for name in scores if name not in having]
     if without:
-        other = taylor_weight(graph, tensors, grads, positions)
+        other = taylor_weight(graph, tensors, grads, positions, power=power)
         scores |= {name: other[name] for name in without}
     return scores
 
 
-def taylor_weight(graph: ChannelGraph, tensors: Tensors, grads: Tensors, positions: Positions | None = None) -> Scores:
+def taylor_weight(
+    graph: ChannelGraph, tensors: Tensors, grads: Tensors, positions: Positions | None = None, *, power: int = 1
+) -> Scores:
     """Taylor importance on the weights that make a unit's channels.
 
         I_j = sum over the layers that make unit j of | sum over its slice of g w (+ g_b b) |
@@ -93,5 +98,21 @@ def taylor_weight(graph: ChannelGraph, tensors: Tensors, grads: Tensors, positio
             gate = torch.cat(gates)
             signed = torch.zeros(len(unit), dtype=torch.float64, device=gate.device)
             signed.index_add_(0, torch.from_numpy(place.astype(np.int64)).to(gate.device), gate)
-            sums.add(unit, signed.abs())
+            sums.add(unit, signed.abs() ** power)
     return sums.total()
+
+
+def fisher(graph: ChannelGraph, tensors: Tensors, grads: Tensors, positions: Positions | None = None) -> Scores:
+    """Fisher importance: how much the loss would rise to second order if a unit were gated off.
+
+        I_j = 1/2 sum over the layers n that carry unit j, over its channels c, of (dL/dz[n, c])^2
+
+    with the gates z of `taylor_bn`. Averaged over steps it estimates 1/2 E[(dL/dz)^2], the empirical Fisher
+    information of the gates, which stands for their curvature.
+
+    Args and returns: as `taylor_bn`.
+
+    Source: Theis et al. 2018, "Faster gaze prediction with dense networks and Fisher pruning", eq. 9.
+    Deviation: the gradient is that of a batch, not of a single image; its square is a sum over pairs of images.
+    """
+    return {name: values / 2 for name, values in taylor_bn(graph, tensors, grads, positions, power=2).items()}

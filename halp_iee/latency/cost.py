@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from halp_iee.graph.records import Width
 from halp_profiler.kernel import Kernel
-from halp_profiler.surface import Surface
+
+
+class Latency(Protocol):
+    """Latency in ms over channels in and out, which broadcast."""
+
+    def __call__(self, c_in: np.ndarray | int, c_out: np.ndarray | int) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -27,7 +33,7 @@ class LayerCost:
     c_in: Width
     c_out: Width
     kernel: Kernel
-    surface: Surface
+    surface: Latency
     scale: float = 1.0
 
     def ms(self, c_in: np.ndarray | int, c_out: np.ndarray | int) -> np.ndarray:

@@ -42,6 +42,8 @@ class Layer:
         kernel: what runs, with all that is fused behind it.
         c_in, c_out: channels in and out, as functions of the groups' widths.
         ops: indices of the operations that it stands for.
+        reads: the tensors that it reads, its own input first.
+        makes: the tensor that it makes.
     """
 
     name: str
@@ -49,6 +51,8 @@ class Layer:
     c_in: Width
     c_out: Width
     ops: tuple[int, ...]
+    reads: tuple[int, ...] = ()
+    makes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -140,9 +144,17 @@ def _walk(graph: Traced) -> tuple[tuple[Layer, ...], tuple[Unmodelled, ...]]:
                 c_in=op.c_out if through else op.c_in,
                 c_out=op.c_out if through else (op.c_out if op.kind in _ROOTS else last.c_out),
                 ops=(op.index, *(ops[i].index for i in chain)),
+                reads=_reads(op, [ops[i] for i in chain]),
+                makes=last.outputs[0] if last.outputs else None,
             )
         )
     return tuple(layers), tuple(missing)
+
+
+def _reads(first: Op, chain: Sequence[Op]) -> tuple[int, ...]:
+    """What a layer reads from outside of itself, in order."""
+    own = {tensor for op in (first, *chain) for tensor in op.outputs}
+    return tuple(dict.fromkeys(t for op in (first, *chain) for t in op.inputs if t not in own))
 
 
 def _behind(

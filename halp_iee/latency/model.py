@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from halp_iee.latency.cost import LayerCost
-from halp_iee.latency.layers import Traced, Unmodelled, layers_of, unmodelled_of
+from halp_iee.latency.layers import Traced, Unmodelled, unmodelled_of
 from halp_iee.latency.table import LatencyTable
+from halp_iee.latency.terms import terms_of
 from halp_profiler.errors import TableError, UsageError
-from halp_profiler.kernel import TWO_SIDED, Kernel
+from halp_profiler.kernel import Kernel
 
 
 @dataclass(frozen=True)
@@ -71,15 +72,7 @@ class LatencyModel:
     """
 
     def __init__(self, graph: Traced, table: LatencyTable) -> None:
-        costs: list[LayerCost] = []
-        missing: list[Kernel] = []
-        for layer in layers_of(graph):
-            if layer.kernel not in table and layer.kernel.op not in TWO_SIDED:
-                missing.append(layer.kernel)
-                continue
-            cost = LayerCost(layer.name, layer.c_in, layer.c_out, layer.kernel, table.surface(layer.kernel))
-            cost.ms(layer.c_in.full, layer.c_out.full)  # says now, not in the middle of a solve, what is not covered
-            costs.append(cost)
+        costs, missing = terms_of(graph, table)
         if not costs:
             raise TableError(
                 "The network's latency cannot be predicted",

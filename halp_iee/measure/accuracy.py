@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from halp_iee.errors import DataError, UsageError
-from halp_iee.measure import runtime
+from halp_iee.measure.engine import Engine, bind, fixed_batch
+from halp_iee.measure.runtime import OnnxEngine
 
 
 @dataclass(frozen=True)
@@ -36,34 +37,49 @@ def top1_onnx(
     provider: str = "CPUExecutionProvider",
     progress: Callable[[int], None] | None = None,
 ) -> Accuracy:
-    """Top-1 accuracy of an ONNX classifier.
+    """Top-1 accuracy of an ONNX classifier in ONNX Runtime; see ``top1``.
+
+    Raises:
+        ArtifactError, DeviceError: the file or the runtime is not usable.
+        DataError, UsageError: as ``top1``.
+    """
+    source = file if isinstance(file, bytes) else os.fspath(file)
+    engine = OnnxEngine.load(source, threads=threads, provider=provider)
+    return top1(engine, batches, output=output, progress=progress)
+
+
+def top1(
+    engine: Engine,
+    batches: Iterable[tuple[Any, Any]],
+    *,
+    output: str | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Accuracy:
+    """Top-1 accuracy of a classifier, in whichever runtime.
 
     Args:
-        file: path or bytes; takes one input, images first. With a fixed batch in the file, batches of
-            any size are cut and the last piece is filled up (what is filled in is not counted).
+        engine: takes one input, images first. With a fixed batch, batches of any size are cut and the last
+            piece is filled up (what is filled in is not counted).
         batches: (images of shape (N, ...), labels of shape (N,)) as arrays or CPU tensors.
-        threads: threads inside one operator.
         output: name of the output with the scores, shape (N, classes); the first when not given.
         progress: called with the number of images done.
 
     Raises:
-        ArtifactError, DeviceError: the file or the runtime is not usable.
         DataError: there is no image, or images and labels differ in number.
-        UsageError: the file takes several inputs, has no such output, or other scores.
+        UsageError: the network takes several inputs, has no such output, or other scores.
     """
-    session = runtime.session(file if isinstance(file, bytes) else os.fspath(file), threads=threads, provider=provider)
-    specs = session.get_inputs()
+    specs = engine.inputs
     if len(specs) != 1:
         raise UsageError(
             "Cannot measure accuracy",
             f"the model takes {len(specs)} inputs",
             "Give a classifier with the images as its one input",
         )
-    names = [spec.name for spec in session.get_outputs()]
+    names = [spec.name for spec in engine.outputs]
     wanted = output or names[0]
     if wanted not in names:
         raise UsageError("Cannot measure accuracy", f"there is no output {wanted!r}", f"Choose of {', '.join(names)}")
-    fixed = runtime.fixed_batch(session)
+    at, fixed = names.index(wanted), fixed_batch(engine)
 
     correct = total = 0
     for images, labels in batches:
@@ -80,7 +96,7 @@ def top1_onnx(
             missing = (fixed or len(piece)) - len(piece)
             if missing:
                 piece = np.concatenate([piece, np.repeat(piece[-1:], missing, axis=0)])
-            scores = session.run([wanted], runtime.bind(session, piece))[0]
+            scores = engine.run(bind(specs, piece))[at]
             if scores.ndim != 2:
                 raise UsageError(
                     "Cannot measure accuracy",

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import numpy as np
 
 from halp_iee.errors import UsageError
-from halp_iee.measure.latency import Inputs, make_call
+from halp_iee.measure.engine import Inputs
+from halp_iee.measure.latency import make_call
 from halp_profiler.timing import time_interleaved
 
 Verdict = Literal["same", "faster", "slower"]

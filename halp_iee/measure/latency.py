@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
 from halp_iee.errors import UnstableError, UsageError
-from halp_iee.measure import runtime
+from halp_iee.measure.engine import Inputs, bind, random_feeds
+from halp_iee.measure.runtime import OnnxEngine
 from halp_profiler.timing import Timing, time_interleaved
-
-Inputs = np.ndarray | Sequence[np.ndarray] | Mapping[str, np.ndarray]
 
 
 def measure_onnx(
@@ -89,13 +86,12 @@ def make_call(
 ) -> Callable[[], Any]:
     """A function without arguments that runs the file once; what can be prepared is prepared."""
     source = file if isinstance(file, bytes) else os.fspath(file)
-    session = runtime.session(source, threads=threads, provider=provider)
+    engine = OnnxEngine.load(source, threads=threads, provider=provider)
     if inputs is None:
-        feeds = runtime.feeds_for(session, batch=batch, label=label)
+        feeds = random_feeds(engine.inputs, batch=batch, label=label)
     else:
-        feeds = runtime.bind(session, inputs, label=label)
-    run = session.run
-    return lambda: run(None, feeds)
+        feeds = bind(engine.inputs, inputs, label=label)
+    return engine.prepare(feeds)
 
 
 def fps(timing_or_ms: Timing | float, batch: int = 1) -> float:

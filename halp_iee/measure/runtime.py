@@ -1,4 +1,4 @@
-"""ONNX Runtime: is it there, sessions made for honest timing, and inputs that fit a model.
+"""ONNX Runtime: is it there, and sessions made for honest timing.
 
 ONNX Runtime comes in several wheels that all provide the module ``onnxruntime`` and break each other when
 more than one is installed, so it is not a base dependency and is imported only here.
@@ -7,7 +7,8 @@ more than one is installed, so it is not a base dependency and is imported only 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from halp_iee.errors import ArtifactError, DeviceError, UsageError
+from halp_iee.measure.engine import Feeds, Spec
 
 if TYPE_CHECKING:
     import onnxruntime
-
-Feeds = dict[str, np.ndarray]
 
 WHEELS = (
     "onnxruntime",
@@ -139,106 +139,39 @@ def session(
         ) from error
 
 
-def feeds_for(
-    sess: onnxruntime.InferenceSession, *, batch: int | None = None, seed: int = 0, label: str = "the model"
-) -> Feeds:
-    """Random inputs of the shapes and types that the model declares, the same for the same seed.
+@dataclass(frozen=True)
+class OnnxEngine:
+    """An ONNX model in ONNX Runtime."""
 
-    A first axis of open size takes ``batch`` (1 when not given); floating-point values are standard
-    normal; integers are 0 or 1, which every embedding table and every mask accepts.
+    session: onnxruntime.InferenceSession
+    runtime: str
 
-    Raises:
-        UsageError: an axis other than the first is open, a type has no numpy counterpart, or the model
-            was exported for another batch.
-    """
-    if batch is not None and batch < 1:
-        raise UsageError("Cannot make inputs", f"batch is {batch}", "Give a whole number from 1 up")
-    rng = np.random.default_rng(seed)
-    feeds: Feeds = {}
-    for spec in sess.get_inputs():
-        shape = []
-        for axis, size in enumerate(spec.shape):
-            if isinstance(size, int):
-                if axis == 0 and batch is not None and size != batch:
-                    raise UsageError(
-                        f"Cannot run {label} with batch {batch}",
-                        f"its input {spec.name!r} is fixed to {tuple(spec.shape)}",
-                        f"Use batch {size}, or export it with a dynamic batch",
-                    )
-                shape.append(size)
-            elif axis == 0:
-                shape.append(batch or 1)
-            else:
-                raise UsageError(
-                    f"Cannot make inputs for {label}",
-                    f"axis {axis} of its input {spec.name!r} has no fixed size",
-                    "Give the inputs as arrays",
-                )
-        dtype = _DTYPES.get(spec.type)
-        if dtype is None:
-            raise UsageError(
-                f"Cannot make inputs for {label}",
-                f"its input {spec.name!r} is of type {spec.type}",
-                "Give the inputs as arrays",
-            )
-        if np.issubdtype(dtype, np.floating):
-            feeds[spec.name] = rng.standard_normal(shape).astype(dtype)
-        else:
-            feeds[spec.name] = rng.integers(0, 2, size=shape).astype(dtype)
-    return feeds
+    @classmethod
+    def load(cls, model: str | Path | bytes, *, threads: int = 1, provider: str = "CPUExecutionProvider") -> OnnxEngine:
+        """As ``session``, which see for what it raises."""
+        found = session(model, threads=threads, provider=provider)
+        return cls(found, " ".join(describe().values()))
+
+    @property
+    def inputs(self) -> tuple[Spec, ...]:
+        return tuple(map(_spec, self.session.get_inputs()))
+
+    @property
+    def outputs(self) -> tuple[Spec, ...]:
+        return tuple(map(_spec, self.session.get_outputs()))
+
+    def run(self, feeds: Feeds) -> list[np.ndarray]:
+        return [np.asarray(value) for value in self.session.run(None, feeds)]
+
+    def prepare(self, feeds: Feeds) -> Callable[[], Any]:
+        run = self.session.run
+        return lambda: run(None, feeds)
 
 
-def bind(
-    sess: onnxruntime.InferenceSession,
-    inputs: np.ndarray | Sequence[np.ndarray] | Mapping[str, np.ndarray],
-    *,
-    label: str = "the model",
-) -> Feeds:
-    """Given arrays as feeds: one array, several in the model's order, or by name; types and shapes checked.
-
-    Raises:
-        UsageError: the number, a name or a shape does not fit the model.
-    """
-    specs = sess.get_inputs()
-    names = [spec.name for spec in specs]
-    if isinstance(inputs, Mapping):
-        given = dict(inputs)
-    else:
-        arrays = [inputs] if isinstance(inputs, np.ndarray) else list(inputs)
-        if len(arrays) != len(names):
-            raise UsageError(
-                f"The inputs do not fit {label}",
-                f"{len(arrays)} given, it takes {len(names)}: {', '.join(names)}",
-                "Give one array for each",
-            )
-        given = dict(zip(names, arrays, strict=True))
-    if set(given) != set(names):
-        raise UsageError(
-            f"The inputs do not fit {label}",
-            f"given {', '.join(sorted(given)) or 'nothing'}, it takes {', '.join(names)}",
-            "Name the inputs as the model does",
-        )
-    feeds: Feeds = {}
-    for spec in specs:
-        array = np.ascontiguousarray(given[spec.name])
-        fits = array.ndim == len(spec.shape) and all(
-            not isinstance(want, int) or want == have for want, have in zip(spec.shape, array.shape, strict=True)
-        )
-        if not fits:
-            raise UsageError(
-                f"The inputs do not fit {label}",
-                f"input {spec.name!r} is {array.shape}, it takes {tuple(spec.shape)}",
-                "Give arrays of that shape, or export with a dynamic batch",
-            )
-        dtype = _DTYPES.get(spec.type)
-        feeds[spec.name] = array if dtype is None else array.astype(dtype, copy=False)
-    return feeds
-
-
-def fixed_batch(sess: onnxruntime.InferenceSession) -> int | None:
-    """The batch that a model is fixed to: the first axis of its first input; None when that is open."""
-    shape = sess.get_inputs()[0].shape if sess.get_inputs() else []
-    return shape[0] if shape and isinstance(shape[0], int) else None
+def _spec(arg: Any) -> Spec:
+    dtype = _DTYPES.get(arg.type)
+    shape = tuple(size if isinstance(size, int) and size >= 0 else None for size in arg.shape)
+    return Spec(arg.name, shape, None if dtype is None else np.dtype(dtype), str(arg.type))
 
 
 def describe() -> dict[str, str]:

@@ -13,20 +13,23 @@ from typing import Any, Literal
 
 from halp_iee.errors import CheckpointError
 
-Stage = Literal["dense", "estimate", "improve", "explore", "train"]
+Stage = Literal["dense", "teacher", "estimate", "improve", "explore", "descend", "train"]
 
 STAGES: dict[str, tuple[float, float]] = {
     "dense": (0.0, 3.0),
+    "teacher": (0.0, 1.0),
     "estimate": (3.0, 0.0),
     "improve": (3.0, 0.0),
     "explore": (2.0, 1.0),
+    "descend": (3.0, 0.0),
     "train": (3.0, 0.0),
 }
 """Stage -> (multiples of ζ_P, multiples of ζ_D) that one sample costs.
 
 ``estimate`` is Importance Estimation (H), ``improve`` Accuracy Improvement (J), ``explore`` Reactivate &
 Explore (Q: the forward pass runs through the reactivated Θ_P too), ``train`` the sparse training after the
-last update.
+last update. ``descend`` is HALP on its way down, at the size that the network had; ``teacher`` is the dense
+network's forward pass for distillation.
 """
 
 
@@ -60,7 +63,7 @@ class TrainingCost:
     def add(self, stage: Stage, *, steps: int, batch: int, macs: int) -> TrainingCost:
         """Add ``steps`` steps of ``batch`` samples on a network with ``macs`` forward MACs a sample.
 
-        For ``dense`` the network is the dense one, whatever ``macs`` says.
+        For ``dense`` and ``teacher`` the network is the dense one, whatever ``macs`` says.
         """
         sparse, dense = STAGES[stage]
         per_sample = 2.0 * (sparse * macs + dense * self.dense_macs)

@@ -1,4 +1,4 @@
-"""Settings of IEE, checked when they are made."""
+"""Settings of IEE and HALP, checked when they are made."""
 
 from __future__ import annotations
 
@@ -65,20 +65,69 @@ class IEEConfig:
                     "iterations are counted from 0",
                     f"set {name} to 0 or more",
                 )
+        for name, choices in (("start", ("random", "dense")), ("grow", ("importance", "random")),
+                              ("reactivate", ("mru", "zero"))):  # fmt: skip
+            if getattr(self, name) not in choices:
+                raise UsageError(
+                    f"IEE cannot run with {name}={getattr(self, name)!r}", f"there are {' and '.join(choices)}",
+                    "choose one of them",
+                )  # fmt: skip
         if not 0 < self.omega_end <= self.omega_start < 1:
             raise UsageError(
                 "IEE's update budget is off",
                 f"0 < omega_end <= omega_start < 1 must hold and they are {self.omega_end} and {self.omega_start}",
                 "leave them out for the paper's 0.3 falling to 0.02",
             )
-        if self.criterion not in CRITERIA:
-            raise UsageError(
-                f"unknown importance criterion {self.criterion!r}",
-                f"there are {', '.join(CRITERIA)}",
-                "choose one of them",
-            )
+        _check_common(self.criterion, self.min_fraction)
 
     @property
     def steps(self) -> int:
         """Optimizer steps of the whole update period, T (H + J + Q)."""
         return self.T * (self.H + self.J + self.Q)
+
+
+@dataclass(frozen=True)
+class HALPConfig:
+    """Settings of HALP.
+
+    Attributes:
+        steps: k, pruning steps on the way down (30 in the paper).
+        interval: optimizer steps before each, over which importance is accumulated (320 in the paper).
+        criterion: importance, by name of `halp_iee.importance.CRITERIA`.
+        solver: which of `halp_iee.solve`'s solvers decides.
+        min_fraction: least fraction of its units that a group keeps (never under one unit).
+        seed: of the criterion `random`.
+    """
+
+    steps: int = 10
+    interval: int = 20
+    criterion: str = "taylor_bn"
+    solver: str = "joint"
+    min_fraction: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "interval"):
+            if getattr(self, name) < 1:
+                raise UsageError(
+                    f"HALP cannot run with {name} = {getattr(self, name)}",
+                    "it needs one or more",
+                    f"set {name} to at least 1",
+                )
+        _check_common(self.criterion, self.min_fraction)
+
+    @property
+    def period(self) -> int:
+        """Optimizer steps until the structure is final."""
+        return self.steps * self.interval
+
+
+def _check_common(criterion: str, min_fraction: float) -> None:
+    if criterion not in CRITERIA:
+        raise UsageError(
+            f"unknown importance criterion {criterion!r}", f"there are {', '.join(CRITERIA)}", "choose one of them"
+        )
+    if not 0 <= min_fraction <= 1:
+        raise UsageError(
+            f"a group cannot keep a share of {min_fraction:g} of its units", "it must lie in [0, 1]", "leave it at 0"
+        )

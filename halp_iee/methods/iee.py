@@ -8,34 +8,28 @@ so each of H, J and Q may be anything and the ablations of Table 4 can be run.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from halp_iee.errors import UsageError
-from halp_iee.importance import score
 from halp_iee.methods.config import IEEConfig
-from halp_iee.methods.elastic import ElasticNetwork
-from halp_iee.methods.meet import meet_as_measured
 from halp_iee.methods.schedule import exponential
-from halp_iee.methods.structure import Units, count, from_lists, iou, overlap, prunable_sizes, to_lists
-from halp_iee.solve import Answer, floor_ms, solve
+from halp_iee.methods.search import Event, LatencySearch
+from halp_iee.methods.structure import Units, count, from_lists, overlap, prunable_sizes, to_lists
+from halp_iee.solve import floor_ms
 
 if TYPE_CHECKING:
     from halp_iee.graph import ChannelGraph
     from halp_iee.latency import LatencyModel
 
 Stage = Literal["importance", "accuracy", "explore", "done"]
-Event = dict[str, Any]
 
 
-class IEE:
+class IEE(LatencySearch):
     """Finds the best structure under a latency while the network trains. Drops into anyone's loop:
 
         iee = IEE(model, graph, cost, target=0.3, optimizer=optimizer)
@@ -61,21 +55,16 @@ class IEE:
     (`solver="halp"` is the published one). Momentum of woken units starts at zero.
 
     Args:
-        model: the dense network that `graph` was traced from. It is changed in place.
-        graph: its channel graph.
-        cost: predicts the latency of any widths, in ms.
-        target: fraction of the dense latency; or give `target_ms`.
-        optimizer: the optimizer over the model's parameters; it is kept in step.
-        target_ms: Psi in ms, instead of `target`.
+        model, graph, cost, target, optimizer, target_ms, measure, on_event, local_gradients: as for
+            `LatencySearch`.
         config: the settings.
-        measure: times a structure in the deployment runtime, in ms. If given, the last structure
-            is corrected until it meets the target as measured.
-        on_event: called with a record of every start, prune, grow and settle.
 
     Raises:
-        UsageError: a target outside (0, 1], or no optimizer.
+        UsageError: a target outside (0, 1], or an optimizer of another model.
         TargetError: no structure is as fast as that, or nothing can be pruned.
     """
+
+    config: IEEConfig
 
     def __init__(
         self,
@@ -89,65 +78,45 @@ class IEE:
         config: IEEConfig | None = None,
         measure: Callable[[Units], float] | None = None,
         on_event: Callable[[Event], None] | None = None,
+        local_gradients: bool = False,
     ) -> None:
-        if target_ms is None and not 0.0 < target <= 1.0:
-            raise UsageError(
-                f"the latency target {target!r} is not a fraction",
-                "it must lie in (0, 1]",
-                "give for example 0.3 for 30% of the dense latency",
-            )
-        if graph.model is model:  # the graph needs the dense network, and this one is about to shrink
-            graph = replace(graph, model=copy.deepcopy(model))
-        self.graph, self.cost, self.config = graph, cost, config or IEEConfig()
-        self.psi_ms = target * cost.dense_ms if target_ms is None else target_ms
-        self.measure, self.on_event = measure, on_event
+        super().__init__(
+            model, graph, cost, target, optimizer=optimizer, target_ms=target_ms, config=config or IEEConfig(),
+            measure=measure, on_event=on_event, local_gradients=local_gradients,
+        )  # fmt: skip
         self.stage: Stage = "importance"
-        self.cycle = 0
         self._left = self.config.H
-        self._previous: dict[str, Units] = {}
         self._grown: Units = {}
-        self._sums: dict[str, Tensor] = {}
-        self._batches = 0
-        self.scores: dict[str, np.ndarray] = {}
-        self.elastic = ElasticNetwork(model, graph, optimizer)
-        self.active: Units = self._initial_structure()
+        if self.config.start == "random":
+            answer = self._solve(self._random_scores(0), self.psi_ms)
+            self.active = self._of(answer)
+            self._emit("start", answer, self.psi_ms)
         self.elastic.resize(self.active)
-        self._hook = optimizer.register_step_pre_hook(self._before_optimizer_step)
-
-    # What the caller may look at
 
     @property
-    def keep(self) -> Units:
-        """Theta_K: the active units of every prunable group."""
-        return {name: units.copy() for name, units in self.active.items()}
-
-    @property
-    def widths(self) -> dict[str, int]:
-        """How many units of every group are awake in the model at this moment."""
-        awake = self.elastic.keep
-        return {g.name: len(awake[g.name]) if g.name in awake else g.size for g in self.graph.groups}
-
-    @property
-    def done(self) -> bool:
-        """Whether the update period is over and the structure final."""
-        return self.stage == "done"
-
-    @property
-    def target_ms(self) -> float:
-        return self.psi_ms
+    def status(self) -> str:
+        return "" if self.done else f"cycle {self.cycle + 1}/{self.config.T} {self.stage}"
 
     # The step
 
-    def step(self) -> None:
-        """Count one optimizer step and do what is due after it. Call it after `optimizer.step()`."""
-        if self.stage == "done":
-            return
+    def step(self) -> bool:
+        """Count one optimizer step and do what is due after it. Call it after `optimizer.step()`.
+
+        Returns:
+            Whether the model's parameters were replaced: what remembers them, such as
+            DistributedDataParallel, must then be made anew.
+        """
+        if self.done:
+            return False
         self.elastic.adopt_slots()
         if self.stage == "explore" and self.config.freeze:
-            self.elastic.restore(self.elastic.positions(self.active))
+            self.elastic.put_back()
         self._left -= 1
-        while self._left <= 0 and self.stage != "done":
+        resized = False
+        while self._left <= 0 and not self.done:
             self._end_of_stage()
+            resized = True
+        return resized
 
     def _end_of_stage(self) -> None:
         if self.stage == "importance":
@@ -164,28 +133,16 @@ class IEE:
             if finished:
                 self._hook.remove()
                 self._settle()
-        self._sums, self._batches = {}, 0
+        self._forget()
 
-    def _before_optimizer_step(self, *_: object) -> None:
-        """Accumulate I while gradients and the values they belong to are both at hand."""
-        if self.stage not in ("importance", "explore"):
-            return
-        positions = self.graph.positions(self.elastic.keep)
-        now = score(self.config.criterion, self.elastic.model, self.graph, positions=positions)
-        for name, values in now.items():
-            self._sums[name] = self._sums[name] + values if name in self._sums else values
-        self._batches += 1
+    def _judging(self) -> bool:
+        return self.stage in ("importance", "explore")
 
-    def _collect(self) -> dict[str, np.ndarray]:
-        if not self._batches:  # with Q = 0 nothing was observed: the last knowledge stands
-            return dict(self.scores)
-        return {name: (total / self._batches).cpu().numpy() for name, total in self._sums.items()}
-
-    def evaluation(self) -> AbstractContextManager[object]:
+    def evaluation(self, model: nn.Module | None = None) -> AbstractContextManager[object]:
         """Within it the model computes what its active structure alone computes, while exploring too."""
         if self.stage != "explore":
             return nullcontext()
-        return self.graph.masked(self.active, model=self.elastic.model)
+        return self.graph.masked(self.active, model=self.elastic.model if model is None else model)
 
     # Budgets
 
@@ -203,35 +160,9 @@ class IEE:
 
     # Structure
 
-    def _least(self) -> dict[str, int]:
-        return {n: max(1, round(size * self.config.min_fraction)) for n, size in prunable_sizes(self.graph).items()}
-
     def _random_scores(self, salt: int) -> dict[str, np.ndarray]:
         rng = np.random.default_rng((self.config.seed, salt))
         return {name: rng.random(size) for name, size in prunable_sizes(self.graph).items()}
-
-    def _initial_structure(self) -> Units:
-        everything = {name: np.arange(size) for name, size in prunable_sizes(self.graph).items()}
-        if self.config.start == "dense":
-            return everything
-        answer = solve(self.cost, self._random_scores(0), self.psi_ms, self.config.solver, min_units=self._least())
-        self._emit("start", answer, self.psi_ms)
-        return self._of(answer)
-
-    def _of(self, answer: Answer) -> Units:
-        """The decided groups of an answer; it also lists those that are frozen."""
-        return {name: answer.keep[name] for name in prunable_sizes(self.graph)}
-
-    def _solve(
-        self,
-        scores: Mapping[str, np.ndarray],
-        budget_ms: float,
-        active: Units | None = None,
-        standing: Units | None = None,
-    ) -> Answer:
-        return solve(
-            self.cost, scores, budget_ms, self.config.solver, min_units=self._least(), active=active, standing=standing
-        )
 
     def _prune(self) -> None:
         scores = self._collect()
@@ -246,7 +177,7 @@ class IEE:
         survived = overlap(grown, self.active) / max(1, count(grown)) if grown else None
         self._emit("prune", answer, budget, before=before, survival=survived)
         self.elastic.save_awake()
-        self.elastic.resize(self.active)
+        self._resize(self.active)
 
     def _wake(self) -> None:
         self.elastic.save_awake()
@@ -254,9 +185,11 @@ class IEE:
         self.elastic.reset_slots(except_=positions)
         if self.config.reactivate == "zero":
             self.elastic.zero_values(except_=positions)
-        self.elastic.resize({})
+        self._resize({})
+        self.elastic.freeze(self.active)
 
     def _grow(self) -> None:
+        self.elastic.thaw()
         scores = self._collect() if self.config.grow == "importance" else self._random_scores(1 + self.cycle)
         frozen = self.elastic.positions(self.active) if self.config.freeze else None
         self.elastic.save_awake(except_=frozen)
@@ -272,84 +205,18 @@ class IEE:
                 merged[standing] = self.scores[name][standing]
             self.scores[name] = merged
         self._emit("grow", answer, budget, before=before, grown=count(self._grown))
-        self.elastic.resize(self.active)
-
-    def _settle(self) -> None:
-        """Correct the last structure until it meets the target as measured, if it can be measured."""
-        if self.measure is None:
-            return
-        measure = self.measure
-        trials = meet_as_measured(self._nearest, lambda answer: measure(answer.keep), self.psi_ms)
-        best = trials[0]
-        before = self.active
-        self.elastic.save_awake()
-        self.active = self._of(best.answer)
-        self._emit(
-            "settle", best.answer, best.budget_ms, before=before, measured_ms=best.measured_ms, trials=len(trials)
-        )
-        self.elastic.resize(self.active)
-
-    def _nearest(self, budget_ms: float) -> Answer:
-        """Under the present latency pruned from Theta_K, above it grown from Theta_P."""
-        if self.cost.predict(self.widths) > budget_ms:
-            return self._solve(self.scores, budget_ms, active=self.active)
-        return self._solve(self.scores, budget_ms, standing=self.active)
-
-    def slim(self) -> nn.Module:
-        """The network with the active structure, as `ChannelGraph.slim` gives it and proves it.
-
-        The model itself is as small already; this one also carries the recipe that
-        `halp_iee.save` needs.
-        """
-        self.elastic.save_awake()
-        dense = copy.deepcopy(self.graph.model)
-        with torch.no_grad():
-            for name, tensor in {**dict(dense.named_parameters()), **dict(dense.named_buffers())}.items():
-                tensor.copy_(self.elastic.store[name])
-        return replace(self.graph, model=dense).slim(self.active)
-
-    def _emit(self, kind: str, answer: Answer, budget_ms: float, before: Units | None = None, **more: Any) -> None:
-        if self.on_event is None:
-            return
-        after = self._of(answer)
-        previous = self._previous.get(kind)
-        self._previous[kind] = after
-        self.on_event({
-            "kind": kind, "cycle": self.cycle, "budget_ms": budget_ms, "latency_ms": answer.latency_ms,
-            "value": answer.value, "gap": answer.gap, "solver": answer.solver, "seconds": answer.seconds,
-            "iou": None if previous is None else iou(previous, after),
-            "changed": None if before is None else count(before) + count(after) - 2 * overlap(before, after),
-            "widths": dict(answer.widths), **more,
-        })  # fmt: skip
+        self._resize(self.active)
 
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain data from which `load_state_dict` goes on bit for bit."""
-        return {
-            "tensors": {
-                **self.elastic.state_tensors(),
-                **{f"sum/{n}": v.clone() for n, v in self._sums.items()},
-                **{f"score/{n}": torch.from_numpy(v.copy()) for n, v in self.scores.items()},
-            },
-            "meta": {
-                "stage": self.stage, "cycle": self.cycle, "left": self._left, "batches": self._batches,
-                "active": to_lists(self.active), "awake": to_lists(self.elastic.keep),
-                "grown": to_lists(self._grown),
-                "previous": {k: to_lists(s) for k, s in self._previous.items()},
-            },
-        }  # fmt: skip
+        state = super().state_dict()
+        return {**state, "meta": {**state["meta"], "left": self._left, "grown": to_lists(self._grown)}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of `state_dict`. The model is left at the size it had; load its values and the optimizer's after."""
-        tensors, meta = state["tensors"], state["meta"]
-        self.stage, self.cycle, self._left = meta["stage"], meta["cycle"], meta["left"]
-        self._batches = meta["batches"]
-        self.active = from_lists(meta["active"])
-        self._grown = from_lists(meta["grown"])
-        self._previous = {kind: from_lists(structure) for kind, structure in meta["previous"].items()}
-        self._sums = {k.removeprefix("sum/"): v.clone() for k, v in tensors.items() if k.startswith("sum/")}
-        self.scores = {k.removeprefix("score/"): v.numpy().copy() for k, v in tensors.items() if k.startswith("score/")}
-        self.elastic.load_state(tensors, from_lists(meta["awake"]))
-        if self.stage == "done":
-            self._hook.remove()
+        super().load_state_dict(state)
+        self._left, self._grown = state["meta"]["left"], from_lists(state["meta"]["grown"])
+        if self.stage == "explore":
+            self.elastic.freeze(self.active)

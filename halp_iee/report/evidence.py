@@ -169,6 +169,11 @@ def prune_and_grow(data: Data) -> str:
     ):
         drawn = plots.chart(series, x_unit="training step", y_format=lambda v: f"{100 * v:g}%", y_from_zero=True)
         panels += _panel(title, drawn)
+    importance = [
+        Series("importance kept after prune", "prune", _over(steps, "prune", "value")),
+        Series("importance after grow", "grow", _over(steps, "grow", "value")),
+    ]
+    panels += _panel("Importance of the active structure", plots.chart(importance, x_unit="training step"))
     return section(
         "Prune and grow",
         f'<div class="pair">{panels}</div>',

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from halp_iee.train.recipe import Recipe
 
 DEFAULT_TARGET = Target(0.3, "fraction")
+
+METHODS = ("iee", "halp")
+"""How `train` finds a structure."""
 
 
 def short_name(model: str) -> str:
@@ -55,23 +59,25 @@ class Job:
         data: as `--data`; None for `prune` without data.
         recipe: how the networks are trained.
         target: the latency asked for.
-        method: `iee`, or `one-shot` for `prune`.
+        method: one of `METHODS` for `train`, `one-shot` for `prune`.
         device: what the latency is for.
         iee: IEE's settings; None chooses the stages to fit the length of the training.
+        switches: single settings of the method that replace what was chosen, by name.
         seed: of everything that is random.
         dense: whether the dense reference is trained as well.
         weights: safetensors file with trained weights of the dense network, to start from.
         input_shape: (C, H, W) where no data says it.
-        criterion: importance for `prune`.
+        criterion: importance.
         solver: which solver decides.
         finetune_epochs: epochs of training after a one-shot pruning.
+        tensorboard: whether figures are also written for TensorBoard.
     """
 
     model: str
     data: str | None
     recipe: Recipe
     target: Target = DEFAULT_TARGET
-    method: Literal["iee", "one-shot"] = "iee"
+    method: Literal["iee", "halp", "one-shot"] = "iee"
     device: DeviceChoice = field(default_factory=DeviceChoice)
     iee: IEEConfig | None = None
     seed: int = 0
@@ -81,13 +87,15 @@ class Job:
     criterion: str = "taylor_bn"
     solver: str = "joint"
     finetune_epochs: int = 0
+    switches: Mapping[str, Any] = field(default_factory=dict)
+    tensorboard: bool = False
 
     def default_directory(self) -> Path:
         """`runs/MODEL-DATA-TARGET[-DEVICE]`, in characters that any file system takes."""
         parts = [short_name(self.model)]
         parts += [self.data.split(":")[0]] if self.data else []
         parts += [str(self.target)] + ([self.device.name] if self.device.name != "cpu" else [])
-        parts += ["pruned"] if self.method == "one-shot" else []
+        parts += {"iee": [], "one-shot": ["pruned"]}.get(self.method, [self.method])
         return Path("runs") / re.sub(r"[^\w.+-]+", "_", "-".join(parts))
 
     def config(self) -> dict[str, Any]:
@@ -98,5 +106,5 @@ class Job:
             "solver": self.solver, "finetune_epochs": self.finetune_epochs,
             "input_shape": list(self.input_shape) if self.input_shape else None,
             "device": asdict(self.device), "recipe": self.recipe.model_dump(mode="json"),
-            "iee": asdict(self.iee) if self.iee else None,
+            "iee": asdict(self.iee) if self.iee else None, "switches": dict(self.switches),
         }  # fmt: skip

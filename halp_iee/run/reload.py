@@ -60,11 +60,10 @@ def read_result(run: RunDirectory) -> dict[str, Any]:
     return result
 
 
-def slim_network(run: RunDirectory, result: dict[str, Any]) -> tuple[nn.Module, Tensor]:
-    """The slim network of a run and an example of its input, rebuilt from the artifact.
+def dense_network(result: dict[str, Any]) -> tuple[nn.Module, Tensor]:
+    """The network that a run began with, its weights random, and an example of its input.
 
     Raises:
-        ArtifactError: the artifact is broken or of another network.
         UsageError: the network's constructor cannot be found any more.
     """
     shape = result["input_shape"]
@@ -74,5 +73,16 @@ def slim_network(run: RunDirectory, result: dict[str, Any]) -> tuple[nn.Module, 
         dense = models.build(
             result["model"], num_classes=result["num_classes"], in_channels=shape[0], image_size=shape[-1]
         )
-    example = torch.randn(int(result["batch"]), *shape, generator=torch.Generator().manual_seed(int(result["seed"])))
+    generator = torch.Generator().manual_seed(int(result["seed"]))
+    return dense, torch.randn(int(result["batch"]), *shape, generator=generator)
+
+
+def slim_network(run: RunDirectory, result: dict[str, Any]) -> tuple[nn.Module, Tensor]:
+    """The slim network of a run and an example of its input, rebuilt from the artifact.
+
+    Raises:
+        ArtifactError: the artifact is broken or of another network.
+        UsageError: the network's constructor cannot be found any more.
+    """
+    dense, example = dense_network(result)
     return load(run.artifact, dense).eval(), example

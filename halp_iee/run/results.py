@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import time
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ def artifact(job: Job, network: Network, slimmed: Slimmed, cost: Cost, run: RunD
 
 def result(
     job: Job, network: Network, cost: Cost, reference: Reference, slimmed: Slimmed, artifact: Path,
-    measured: Measured, run: RunDirectory, started: float,
+    measured: Measured, run: RunDirectory, wall_seconds: float,
 ) -> dict[str, Any]:  # fmt: skip
     """Everything that others script against, as one JSON document; written to `result.json`."""
     dense, slim = count(network.graph), count(network.graph, slimmed.widths)
@@ -57,7 +56,7 @@ def result(
         "params_dense": dense.params, "params": slim.params, "macs_dense": dense.macs, "macs": slim.macs,
         "train_flops_ratio": _flops_ratio(job, network, dense, slimmed),
         "train_seconds_dense": reference.train_seconds, "train_seconds": slimmed.train_seconds,
-        "wall_seconds": time.monotonic() - started,
+        "train_cost": dict(slimmed.bill), "wall_seconds": wall_seconds,
         "solver": slimmed.solver, "gap": slimmed.gap,
         "artifact": str(artifact), "onnx": str(run.onnx), "report": str(run.report),
         "num_classes": network.data.num_classes if network.data else None,
@@ -127,16 +126,25 @@ def _command(job: Job) -> str:
     import shlex
 
     default = type(job.recipe)()
-    words = ["halp-iee", "train" if job.method == "iee" else "prune", "--model", job.model]
+    words = ["halp-iee", "prune" if job.method == "one-shot" else "train", "--model", job.model]
     words += ["--data", job.data] if job.data else []
     words += ["--latency-target", str(job.target), "--seed", str(job.seed)]
     words += ["--gpu", job.device.name] if job.device.name != "cpu" else []
     words += ["--threads", str(job.device.threads), "--batch", str(job.device.batch)]
     words += ["--weights", job.weights] if job.weights else []
-    if job.method == "iee":
+    words += ["--method", job.method] if job.method not in ("iee", "one-shot") else []
+    words += [word for name, value in job.switches.items() for word in _switch(name, value)]
+    if job.method != "one-shot":
         words += ["--epochs", str(job.recipe.epochs)] if job.recipe.epochs != default.epochs else []
     elif job.finetune_epochs:
         words += ["--finetune-epochs", str(job.finetune_epochs)]
     words += ["--batch-size", str(job.recipe.batch_size)] if job.recipe.batch_size != default.batch_size else []
     words += ["--lr", f"{job.recipe.lr:g}"] if job.recipe.lr != default.lr else []
     return shlex.join(words)
+
+
+def _switch(name: str, value: Any) -> list[str]:
+    """A setting of the method as it is typed."""
+    if isinstance(value, bool):
+        return [f"--{'' if value else 'no-'}{name.replace('_', '-')}"]
+    return [f"--{name.lower().replace('_', '-')}", str(value)]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +27,7 @@ from halp_iee.run.clock import RuntimeClock
 from halp_iee.run.directory import RunDirectory, read_json, write_json
 from halp_iee.run.job import DeviceChoice, Job, short_name
 from halp_iee.solve import solve
+from halp_iee.train.processes import Processes
 from halp_profiler.devices import Device
 from halp_profiler.devices import find as find_device
 
@@ -109,6 +111,7 @@ class Slimmed:
         top1: on the test set, in torch; None without data.
         train_flops: of the whole training; None if nothing was trained.
         train_seconds: of the whole training.
+        bill: what each stage of the training cost: steps, FLOPs, and where the loop told them apart, seconds.
         events: what happened, for the report.
     """
 
@@ -121,6 +124,7 @@ class Slimmed:
     train_flops: float | None
     train_seconds: float | None
     events: tuple[dict[str, Any], ...]
+    bill: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -178,7 +182,16 @@ def network(job: Job) -> Network:
 
 def table(job: Job, network: Network, progress: Progress) -> Table:
     """The latency table of the device: the one given, the one there is, or a new one."""
-    return find_or_make_table(network.graph, job.model, job.device, tuple(network.example.shape[1:]), progress)
+    processes = Processes.here()
+    shape = tuple(network.example.shape[1:])
+    made: list[Table] = []
+
+    def make() -> Path:
+        made.append(find_or_make_table(network.graph, job.model, job.device, shape, progress))
+        return made[0].path
+
+    path = processes.once(make)  # one process sweeps; the others read what it wrote
+    return made[0] if made else Table(LatencyTable.load(path), find_device(job.device.name))
 
 
 def find_or_make_table(
@@ -267,12 +280,8 @@ def cost(job: Job, network: Network, table: Table, run: RunDirectory, progress: 
         solve(model, everything, target_ms)  # raises under the floor
         return Cost(model, None, target_ms, (), table.table.summary())
     clock = RuntimeClock(network.graph, network.example, threads=job.device.threads)
-    if run.calibration.exists():
-        points = [(p.widths, p.measured_ms) for p in read_json(run.calibration, TimedNetworks)]
-        clock.scale_to(points[0][1])
-    else:
-        points = _time_whole_networks(job, network, model, clock, progress)
-        write_json(run.calibration, [asdict(TimedNetwork(widths, ms)) for widths, ms in points])
+    points = Processes.here().once(lambda: _time_whole_networks(job, network, model, clock, run, progress))
+    clock.scale_to(points[0][1])
     calibrated = model.calibrate(points)
     target_ms = job.target.resolve_ms(points[0][1], batch)
     solve(calibrated, everything, target_ms)
@@ -281,11 +290,24 @@ def cost(job: Job, network: Network, table: Table, run: RunDirectory, progress: 
 
 
 def _time_whole_networks(
-    job: Job, network: Network, model: LatencyModel, clock: RuntimeClock, progress: Progress
+    job: Job, network: Network, model: LatencyModel, clock: RuntimeClock, run: RunDirectory, progress: Progress
 ) -> list[tuple[dict[str, int], float]]:
-    """(widths, measured ms) of the dense network and of a few random ones on the way down to the target."""
+    """(widths, measured ms) of the dense network and of a few random ones on the way down to the target.
+
+    Each is kept as soon as it is timed; what an earlier call has timed is not timed again.
+    """
+    timed = read_json(run.calibration, TimedNetworks) if run.calibration.exists() else []
+    if timed:
+        clock.scale_to(timed[0].measured_ms)
+
+    def point(number: int, widths: dict[str, int], keep: Units | None) -> TimedNetwork:
+        if number >= len(timed):
+            timed.append(TimedNetwork(widths, clock.dense_ms if keep is None else clock(keep)))
+            write_json(run.calibration, [asdict(one) for one in timed])
+        return timed[number]
+
     with progress.task("calibration against whole networks", CALIBRATION_NETWORKS + 1) as task:
-        points = [(network.graph.full_widths, clock.dense_ms)]
+        points = [point(0, network.graph.full_widths, None)]
         task.update(1)
         share = job.target.resolve_ms(clock.dense_ms, job.device.batch) / clock.dense_ms
         rng = np.random.default_rng(job.seed)
@@ -295,9 +317,9 @@ def _time_whole_networks(
                 answer = solve(model, scores, model.dense_ms * share ** ((i + 1) / CALIBRATION_NETWORKS))
             except TargetError:
                 continue  # the calibrated floor is what counts, and the caller checks it
-            points.append((answer.widths, clock(answer.keep)))
+            points.append(point(len(points), answer.widths, answer.keep))
             task.update(2 + i)
-    return points
+    return [(one.widths, one.measured_ms) for one in points]
 
 
 def export(

@@ -1,10 +1,11 @@
-"""The stages of a run that train: the dense reference, and the two ways to the slim network."""
+"""The stages of a run that train: the dense reference, and the ways to the slim network."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,20 @@ import torch
 from torch import nn
 
 from halp_iee.measure.flops import count
-from halp_iee.measure.training_cost import TrainingCost
-from halp_iee.methods.config import IEEConfig
+from halp_iee.measure.training_cost import TrainingCost, iee_flops_per_sample
 from halp_iee.methods.iee import IEE
 from halp_iee.methods.meet import meet_as_measured
+from halp_iee.methods.search import LatencySearch
 from halp_iee.progress import Progress, Task
 from halp_iee.run.directory import RunDirectory
 from halp_iee.run.job import Job
+from halp_iee.run.searches import configuration, search, total_steps, training_bill
 from halp_iee.run.stages import Cost, Network, Slimmed
 from halp_iee.solve import Answer, solve
 from halp_iee.train import EventLog, History, evaluate, fit, make_optimizer
 from halp_iee.train import Progress as Step
 from halp_iee.train.events import read
+from halp_iee.train.processes import Processes
 from halp_iee.train.records import Data, steps_per_epoch
 
 
@@ -45,6 +48,20 @@ class Reference:
     events: tuple[dict[str, Any], ...] = ()
 
 
+def check(job: Job, network: Network) -> None:
+    """Everything that can be known to be wrong with the training before the table is made.
+
+    Raises:
+        UsageError: the update period is longer than the training, or the method has no such setting.
+    """
+    if network.data is not None and job.method != "one-shot":
+        configuration(job, total_steps(job, network.data))
+    if job.tensorboard:
+        from halp_iee.train.tensorboard import Board
+
+        Board(Path())
+
+
 def reference(job: Job, network: Network, run: RunDirectory, progress: Progress) -> Reference:
     """Train the dense network for as many epochs as the slim one will be; or take the weights given."""
     data = network.data
@@ -52,61 +69,67 @@ def reference(job: Job, network: Network, run: RunDirectory, progress: Progress)
         return Reference(network.model, None, None)
     if job.weights is not None:
         return Reference(network.model, evaluate(network.model, data.test).top1, None)
-    if not job.dense:
+    if not job.dense and job.method != "halp" and not job.recipe.distill:
         return Reference(network.model, None, None)
     model = copy.deepcopy(network.model)
-    history, events = _fit(job, model, data, run.dense, "dense reference", progress)
+    log = _log(job, run, run.dense, "dense")
+    history, events = _fit(job, model, data, run.dense, "dense reference", progress, log=log)
     return Reference(model, history.top1, history.seconds, events)
-
-
-def default_stages(steps: int) -> IEEConfig:
-    """IEE's stages for a training of so many optimizer steps.
-
-    The paper's H = J = Q = 150 and 13 cycles are 4.5% of its training on ImageNet; in a training
-    of some hundred steps that would leave no time to judge a channel. Here a cycle is 3% of
-    the training, never under 9 steps nor over the paper's 450, and the update period ends at 40%.
-    """
-    stage = min(150, max(3, round(0.01 * steps)))
-    cycles = max(1, min(13, int(0.4 * steps) // (3 * stage)))
-    return IEEConfig(H=stage, J=stage, Q=stage, T=cycles)
 
 
 def train_to_target(
     job: Job, network: Network, cost: Cost, reference: Reference, run: RunDirectory, progress: Progress
 ) -> Slimmed:
-    """Find the structure with IEE while the network trains."""
+    """Find the structure while the network trains: with IEE, or from a trained network with HALP."""
     data = network.data
     assert data is not None, "the command line asks for data"
-    steps = job.recipe.epochs * steps_per_epoch(len(data.train), job.recipe.batch_size)
-    config = job.iee or default_stages(steps)
-    config = replace(config, solver=job.solver, seed=job.seed, start="dense" if job.weights else config.start)
-    _check_length(config, steps)
-    model = copy.deepcopy(network.model)
+    steps = total_steps(job, data)
+    model = copy.deepcopy(reference.model if job.method == "halp" else network.model)
     optimizer = make_optimizer(model, job.recipe)
-    log = EventLog(run.slim / "events.jsonl")
-    iee = IEE(
-        model, network.graph, cost.model, target_ms=cost.target_ms, optimizer=optimizer, config=config,
+    log = _log(job, run, run.slim, "slim")
+    method = search(
+        job, steps, model, network.graph, cost.model, target_ms=cost.target_ms, optimizer=optimizer,
         measure=cost.clock, on_event=lambda event: log.log(event.pop("kind"), **event),
     )  # fmt: skip
-    identity = {"target": f"{cost.target_ms:.6g} ms"}
-    history, events = _fit(job, model, data, run.slim, "IEE", progress, iee, optimizer, log, identity)
-    flops = _iee_flops(network, config, events, steps, job.recipe.batch_size)
-    final = [e for e in events if e["event"] in ("settle", "grow")][-1]
+    identity = {"target": f"{cost.target_ms:.6g} ms", "settings": json.dumps(vars(method.config), sort_keys=True)}
+    name = {"iee": "IEE", "halp": "HALP"}[job.method]
+    teacher = reference.model if job.recipe.distill else None
+    history, events = _fit(job, model, data, run.slim, name, progress, method, optimizer, log, identity, teacher)
+    bill = training_bill(method, count(network.graph).macs, events, steps, job.recipe.batch_size, _macs_of(network))
+    if teacher is not None:
+        bill = bill.add("teacher", steps=steps, batch=job.recipe.batch_size, macs=0)
+    if job.weights is None and (teacher is not None or job.method == "halp"):  # it had to be trained for this
+        bill = bill.add("dense", steps=steps, batch=job.recipe.batch_size, macs=0)
+    final = [e for e in events if e["event"] in ("settle", "grow", "prune")][-1]
     return Slimmed(
-        small=iee.slim(), keep=iee.keep, widths=iee.widths, gap=final["gap"], solver=final["solver"], top1=history.top1,
-        train_flops=flops, train_seconds=history.seconds, events=(*reference.events, *events),
+        small=method.slim(), keep=method.keep, widths=method.widths, gap=final["gap"], solver=final["solver"],
+        top1=history.top1, train_flops=bill.flops, train_seconds=history.seconds,
+        events=(*reference.events, *events), bill=_itemised(method, bill, history, steps, network),
     )  # fmt: skip
 
 
-def _check_length(config: IEEConfig, steps: int) -> None:
-    from halp_iee.errors import UsageError
+def _macs_of(network: Network) -> Callable[[Mapping[str, int]], int]:
+    return lambda widths: count(network.graph, dict(widths)).macs
 
-    if config.steps > steps:
-        raise UsageError(
-            "IEE's update period does not fit into the training",
-            f"T (H + J + Q) is {config.steps} steps and the training has {steps}",
-            "train for more epochs, or take fewer cycles or shorter stages",
-        )
+
+def _itemised(
+    method: LatencySearch, bill: TrainingCost, history: History, steps: int, network: Network
+) -> dict[str, Any]:
+    """The bill for `result.json`: counted, by the paper's formula, and in seconds really spent."""
+    items: dict[str, Any] = {
+        "stages": {name: {"steps": one.steps, "flops": one.flops} for name, one in bill.per_stage.items()},
+        "seconds": {name: seconds for name, (_, seconds) in history.phases.items()},
+        "step_seconds": {name: seconds / max(1, n) for name, (n, seconds) in history.phases.items()},
+        "overhead_seconds": dict(method.overhead_seconds),
+    }
+    if isinstance(method, IEE):
+        config = method.config
+        share = iee_flops_per_sample(
+            _macs_of(network)(method.widths), count(network.graph).macs, update_share=config.steps / steps,
+            stages=(config.H, config.J, config.Q),
+        )  # fmt: skip
+        items["flops_ratio_by_formula"] = share / (3 * count(network.graph).macs)
+    return items
 
 
 def prune_to_target(
@@ -128,7 +151,7 @@ def prune_to_target(
     top1, flops, seconds, events = None, None, None, reference.events
     if network.data is not None:
         if job.finetune_epochs:
-            log = EventLog(run.slim / "events.jsonl")
+            log = _log(job, run, run.slim, "slim")
             history, tuned = _fit(job, small, network.data, run.slim, "fine-tuning", progress, log=log)
             seconds, events = history.seconds, (*events, *tuned)
             macs = count(network.graph, answer.widths).macs
@@ -163,45 +186,42 @@ def _judge(job: Job, network: Network, progress: Progress) -> dict[str, np.ndarr
     return sums
 
 
+def _log(job: Job, run: RunDirectory, directory: Path, phase: str) -> EventLog:
+    """The event log of one training; the first process writes it."""
+    if not Processes.here().first:
+        return EventLog(None)
+    mirror = None
+    if job.tensorboard:
+        from halp_iee.train.tensorboard import Board
+
+        mirror = Board(run.tensorboard / phase)
+    return EventLog(directory / "events.jsonl", mirror)
+
+
 def _fit(
     job: Job, model: nn.Module, data: Data, directory: Path, name: str, progress: Progress,
-    method: IEE | None = None, optimizer: torch.optim.Optimizer | None = None, log: EventLog | None = None,
-    identity: dict[str, str] | None = None,
+    method: LatencySearch | None = None, optimizer: torch.optim.Optimizer | None = None, log: EventLog | None = None,
+    identity: dict[str, str] | None = None, teacher: nn.Module | None = None,
 ) -> tuple[History, tuple[dict[str, Any], ...]]:  # fmt: skip
     """Train with checkpoints and a bar; every event of the log carries the phase that it belongs to."""
     recipe = job.recipe if name != "fine-tuning" else job.recipe.replace(epochs=job.finetune_epochs)
+    if teacher is None:
+        recipe = recipe.replace(distill=0.0)
     log = log or EventLog(directory / "events.jsonl")
     with log, progress.task(f"{name}, {recipe.epochs} epochs") as task:
         history = fit(
-            model, data, recipe, method=method, optimizer=optimizer, checkpoint_dir=directory,
+            model, data, recipe, method=method, optimizer=optimizer, teacher=teacher, checkpoint_dir=directory,
             identity={"model": job.model, **(identity or {})}, events=log, progress=_shown(task, method),
         )  # fmt: skip
-    assert log.path is not None
     phase = "dense" if name == "dense reference" else "slim"
-    return history, tuple({**event, "phase": phase} for event in read(log.path))
+    logged = Processes.here().once(lambda: read(directory / "events.jsonl"))
+    return history, tuple({**event, "phase": phase} for event in logged)
 
 
-def _shown(task: Task, method: IEE | None) -> Callable[[Step], None]:
+def _shown(task: Task, method: LatencySearch | None) -> Callable[[Step], None]:
     def show(at: Step) -> None:
-        stage = "" if method is None or method.done else f"cycle {method.cycle + 1}/{method.config.T} {method.stage}  "
+        stage = "" if method is None or not method.status else f"{method.status}  "
         top1 = "" if at.test_top1 is None else f"  top-1 {100 * at.test_top1:.1f}%"
         task.update(at.step, at.steps, f"{stage}loss {at.loss:.3f}{top1}")
 
     return show
-
-
-def _iee_flops(
-    network: Network, config: IEEConfig, events: tuple[dict[str, Any], ...], steps: int, batch: int
-) -> float:
-    """Training FLOPs as really run: every stage at the size that the network had in it."""
-    bill = TrainingCost(count(network.graph).macs)
-    macs = count(network.graph).macs
-    for event in events:
-        if event["event"] in ("start", "prune", "grow", "settle"):
-            now = count(network.graph, event["widths"]).macs
-            if event["event"] == "prune":  # H ran at the size before, J and Q belong to the size after
-                bill = bill.add("estimate", steps=config.H, batch=batch, macs=macs)
-                bill = bill.add("improve", steps=config.J, batch=batch, macs=now)
-                bill = bill.add("explore", steps=config.Q, batch=batch, macs=now)
-            macs = now
-    return bill.add("train", steps=steps - config.steps, batch=batch, macs=macs).flops

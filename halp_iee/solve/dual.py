@@ -17,6 +17,8 @@ from halp_iee.solve.eliminate import Elimination, Order
 from halp_iee.solve.network import Cells
 
 _ITERATIONS = 50
+_STEPS = (1.02, 1.1, 1.5, 4.0, 20.0)
+"""By how much the price is changed, one after the other, until it has been on both sides of the budget."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +37,8 @@ class Choice:
 class DualResult:
     """The least D found, the price lambda (importance a ms) that gave it, and the choices on the way.
 
-    ``bound`` is -inf when even the least latency is over the budget: then nothing is feasible.
+    ``bound`` is -inf when even the least latency is over the budget: then nothing is feasible. ``least_ms`` is a lower
+    bound on the latency where it was looked for, else -inf.
     """
 
     bound: float
@@ -91,24 +94,50 @@ class Oracle:
         return [self.cells.network.constant_ms + least for least in marginals]
 
 
-def minimise_dual(oracle: Oracle, budget_ms: float) -> DualResult:
-    """Find the price at which D is least."""
+def minimise_dual(oracle: Oracle, budget_ms: float, start: float | None = None) -> DualResult:
+    """Find the price at which D is least.
+
+    Args:
+        start: a price near which it lies; with a good one some evaluations are saved.
+    """
     constant_ms = oracle.cells.network.constant_ms
-    least, cheap = oracle.choose(math.inf)
-    least_ms = constant_ms + least
-    top = float(sum(variable.values[-1] for variable in oracle.cells.network.variables))
-    if least_ms > budget_ms:
-        return DualResult(-math.inf, math.inf, (cheap,), least_ms)
+    path: list[Choice] = []
+    bound, best_price = float(sum(variable.values[-1] for variable in oracle.cells.network.variables)), 0.0
 
     def dual(price: float) -> tuple[float, Choice]:
+        nonlocal bound, best_price
         least, choice = oracle.choose(price)
-        return price * (budget_ms - constant_ms) - least, choice
+        found = price * (budget_ms - constant_ms) - least
+        path.append(choice)
+        if found < bound:
+            bound, best_price = found, price
+        return found, choice
 
-    bound, rich = dual(0.0)
-    best_price, path = 0.0, [cheap, rich]
-    bound = min(bound, top)
-    if rich.latency_ms <= budget_ms:
-        return DualResult(bound, 0.0, tuple(path), least_ms)
+    cheap: Choice | None = None
+    rich: Choice | None = None
+    if start is not None and 0.0 < start < math.inf:
+        price = start
+        for step in _STEPS:
+            _, choice = dual(price)
+            if choice.latency_ms > budget_ms:
+                rich = choice
+                price *= step
+            else:
+                cheap = choice
+                price /= step
+            if cheap is not None and rich is not None:
+                break
+    least_ms = -math.inf
+    if cheap is None:
+        least, cheap = oracle.choose(math.inf)
+        least_ms = constant_ms + least
+        if least_ms > budget_ms:
+            return DualResult(-math.inf, math.inf, (cheap,), least_ms)
+        path.insert(0, cheap)
+    if rich is None:
+        _, rich = dual(0.0)
+        if rich.latency_ms <= budget_ms:
+            return DualResult(bound, best_price, tuple(path), least_ms)
     for _ in range(_ITERATIONS):
         spread = rich.latency_ms - cheap.latency_ms
         if spread <= 0.0 or rich.value <= cheap.value:
@@ -116,9 +145,6 @@ def minimise_dual(oracle: Oracle, budget_ms: float) -> DualResult:
         price = (rich.value - cheap.value) / spread
         crossing = rich.value - price * (rich.latency_ms - budget_ms)
         found, choice = dual(price)
-        path.append(choice)
-        if found < bound:
-            bound, best_price = found, price
         if found <= crossing + 1e-10 * max(abs(crossing), abs(found)):
             break
         if choice.latency_ms > budget_ms:

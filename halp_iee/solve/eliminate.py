@@ -91,7 +91,7 @@ def elimination_order(sizes: Sequence[int], scopes: Sequence[Scope], relations: 
 
 
 @dataclass(frozen=True, eq=False)
-class _Bucket:
+class Bucket:
     """Tables that are joined and minimised over ``scope[0]``; ``slots`` say which; ``result`` where it goes.
 
     ``view``: per slot, the axis order and shape that align its table with ``scope``.
@@ -120,7 +120,7 @@ class Elimination:
         self.sizes = cells.sizes
         self.exact = True
         self.work = 0
-        self._steps: list[tuple[int, tuple[_Bucket, ...]]] = []
+        self._steps: list[tuple[int, tuple[Bucket, ...]]] = []
         self._masks: dict[int, np.ndarray] = {}
         live = dict(enumerate(scopes))
         relations = dict(enumerate(cells.network.relations))
@@ -168,7 +168,7 @@ class Elimination:
 
     def _bucket(
         self, v: int, part: list[int], cells: Cells, live: dict[int, Scope], relation: Relation | None
-    ) -> _Bucket:
+    ) -> Bucket:
         others = sorted({u for slot in part for u in live[slot]} - {v})
         pair = None
         result_scope = tuple(others)
@@ -188,7 +188,7 @@ class Elimination:
             views.append((axes, tuple(self.sizes[u] if u in source else 1 for u in scope)))
         shape = tuple(self.sizes[u] for u in scope)
         self.work += math.prod(shape)
-        return _Bucket(scope, tuple(part), tuple(views), shape, self._new_slot(live), result_scope, pair)
+        return Bucket(scope, tuple(part), tuple(views), shape, self._new_slot(live), result_scope, pair)
 
     def minimise(self, tables: Sequence[np.ndarray]) -> tuple[float, np.ndarray]:
         """Least sum of the tables, and a cell for every variable that reaches it.
@@ -221,12 +221,35 @@ class Elimination:
         The steps are walked back: what lies outside a bucket is passed from the bucket that took its
         result, whose own total less that result it is. Only for exact plans.
         """
+        marginals = [np.zeros(0)] * len(self.sizes)
+        for bucket, whole, _ in self._walk_back(tables)[0]:
+            marginals[bucket.scope[0]] = whole.reshape(len(whole), -1).min(axis=1)
+        return marginals
+
+    def wholes(
+        self, tables: Sequence[np.ndarray]
+    ) -> tuple[list[tuple[Bucket, np.ndarray, np.ndarray]], float, dict[int, np.ndarray]]:
+        """Every step in turn with the least sum of the tables at every entry of its joint table, and what its result
+        misses of them; the least of all; and what every step handed on. With a substitution the entries are those
+        of its result. Only for exact plans.
+        """
+        steps, total, slots = self._walk_back(tables)
+        found = [
+            (bucket, whole if bucket.pair is None else slots[bucket.result] + beyond, beyond)
+            for bucket, whole, beyond in reversed(steps)
+        ]
+        return found, total, slots
+
+    def _walk_back(
+        self, tables: Sequence[np.ndarray]
+    ) -> tuple[list[tuple[Bucket, np.ndarray, np.ndarray]], float, dict[int, np.ndarray]]:
+        """Per step, the last first: the least sums at its joint table's entries, and what its result misses of them."""
         assert self.exact
         total, joints, slots = self._forward(tables)
         outside: dict[int, np.ndarray] = {}
         scopes = {bucket.result: bucket.result_scope for _, (bucket,) in self._steps}
-        marginals = [np.zeros(0)] * len(self.sizes)
-        for (v, (bucket,)), (joint,) in zip(reversed(self._steps), reversed(joints), strict=True):
+        steps = []
+        for (_, (bucket,)), (joint,) in zip(reversed(self._steps), reversed(joints), strict=True):
             if bucket.result_scope:
                 beyond = outside.pop(bucket.result)
             else:
@@ -235,7 +258,7 @@ class Elimination:
                 whole = joint + beyond
             else:
                 whole = joint + _spread(bucket, beyond, joint.shape)
-            marginals[v] = whole.reshape(len(whole), -1).min(axis=1)
+            steps.append((bucket, whole, beyond))
             for slot in bucket.slots:
                 scope = scopes.get(slot)
                 if not scope:
@@ -245,7 +268,7 @@ class Elimination:
                 least = whole.min(axis=away).transpose([left.index(u) for u in scope])
                 finite = np.isfinite(slots[slot])
                 outside[slot] = np.where(finite, least - np.where(finite, slots[slot], 0.0), np.inf)
-        return marginals
+        return steps, total, slots
 
     def _trace_back(self, joints: list[list[np.ndarray]]) -> np.ndarray:
         chosen = np.zeros(len(self.sizes), dtype=np.int64)
@@ -263,7 +286,7 @@ class Elimination:
         return chosen
 
 
-def _join(bucket: _Bucket, slots: dict[int, np.ndarray]) -> np.ndarray:
+def _join(bucket: Bucket, slots: dict[int, np.ndarray]) -> np.ndarray:
     joint: np.ndarray | None = None
     for slot, (axes, shape) in zip(bucket.slots, bucket.view, strict=True):
         table = slots[slot].transpose(axes).reshape(shape)
@@ -276,7 +299,7 @@ def _join(bucket: _Bucket, slots: dict[int, np.ndarray]) -> np.ndarray:
     return np.zeros(bucket.shape) if joint is None else joint
 
 
-def _substitute(bucket: _Bucket, joint: np.ndarray) -> np.ndarray:
+def _substitute(bucket: Bucket, joint: np.ndarray) -> np.ndarray:
     """min over the cells of v that x and y can meet, for every (x, y, others)."""
     assert bucket.pair is not None
     x, y, first, count = bucket.pair
@@ -297,7 +320,7 @@ def _substitute(bucket: _Bucket, joint: np.ndarray) -> np.ndarray:
     return result
 
 
-def _spread(bucket: _Bucket, beyond: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def _spread(bucket: Bucket, beyond: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """The reverse of ``_substitute``: least of ``beyond`` over the (x, y) that leave each cell of v open."""
     assert bucket.pair is not None
     x, y, first, count = bucket.pair

@@ -22,6 +22,7 @@ import numpy as np
 from halp_iee.solve.dual import DualResult, Oracle, minimise_dual
 from halp_iee.solve.eliminate import elimination_order
 from halp_iee.solve.halp import solve_halp
+from halp_iee.solve.labels import TooManyLabelsError, close
 from halp_iee.solve.network import Network, cell_starts, compile_network, cut, restrict
 from halp_iee.solve.problem import Problem
 from halp_iee.solve.search import Search
@@ -32,12 +33,20 @@ _FINE_WORK = 100_000
 """The same a variable, once there is an answer to be fine around."""
 _QUICK_WORK = 300_000
 """The same for the first look."""
+_SAMPLE = 24
+"""Widths a variable for that look, where no sums need all of them."""
 _LAST = 4
 """Choices of the dual that are looked at."""
-_TOTAL_WORK = 400_000_000
-"""Table entries after which no further node is opened: about two seconds."""
+_TOTAL_WORK = 700_000_000
+"""Table entries after which no further node is opened: about three seconds."""
 _NODE_WORK = 50_000
 """What a node costs besides its passes, a variable, in the same measure."""
+_LABELS = (500, 2000)
+"""Labels a message may hold in a first pass and, where that found something better, in a second."""
+_NEARLY = 0.8
+"""The share of the tolerance at which the label passes aim."""
+_LABEL_WORK = 30
+"""What a label costs, in table entries."""
 _ENUMERATE = 100_000
 """Combinations that are tried one by one."""
 _EPSILON = 1e-10
@@ -100,23 +109,38 @@ def coarse_oracle(network: Network, work: int = _PASS_WORK, near: np.ndarray | N
 
 
 def relax(
-    network: Network, ceiling_ms: float, near: np.ndarray | None, pass_work: int = _PASS_WORK
+    network: Network,
+    ceiling_ms: float,
+    near: np.ndarray | None,
+    pass_work: int = _PASS_WORK,
+    price: float | None = None,
 ) -> tuple[Oracle, DualResult, int]:
-    """The dual of one network, its cells tight around ``near``; and the work it took.
+    """The dual of one network, its cells tight around ``near``, its price sought from ``price`` on; and the work.
 
     Without ``near`` a quick look with few cells says where the choice will lie.
     """
     work = 0
     if near is None:
-        quick = coarse_oracle(network, _QUICK_WORK)
+        look = network if network.relations else _sample(network)
+        quick = coarse_oracle(look, _QUICK_WORK)
         result = minimise_dual(quick, ceiling_ms)
         work = quick.elimination.work * (len(result.path) + 2)
-        if quick.cells.exact or not math.isfinite(result.bound):
+        if math.isfinite(result.bound):
+            near, price = _nearest(look, result), result.price
+        if look is network and (quick.cells.exact or near is None):
             return quick, result, work
-        near = _nearest(network, result)
     oracle = coarse_oracle(network, pass_work, near)
-    result = minimise_dual(oracle, ceiling_ms)
+    result = minimise_dual(oracle, ceiling_ms, price)
     return oracle, result, work + oracle.elimination.work * (len(result.path) + 2)
+
+
+def _sample(network: Network) -> Network:
+    """The network with only the last width of each of a few cells: a look, but no bound."""
+    kept = []
+    for variable in network.variables:
+        starts = cell_starts(variable, _SAMPLE)
+        kept.append(np.append(starts[1:], len(variable.grid)) - 1)
+    return restrict(network, kept)
 
 
 def _nearest(network: Network, result: DualResult) -> np.ndarray:
@@ -174,6 +198,7 @@ class _Branch:
         self.enumerate_at = enumerate_at
         self.point: np.ndarray | None = None
         self.value = -math.inf
+        self.price: float | None = None
         self.work = 0
 
     def run(self, network: Network, tolerance: float, total_work: int) -> float:
@@ -201,12 +226,18 @@ class _Branch:
     def _open(self, network: Network, above: float, tolerance: float) -> list[tuple[float, Network]]:
         near = None if self.point is None else self.search.widths(self.point)
         pass_work = _PASS_WORK if near is None else _FINE_WORK * len(network.variables)
-        oracle, result, work = relax(network, self.problem.ceiling_ms, near, pass_work)
+        oracle, result, work = relax(network, self.problem.ceiling_ms, near, pass_work, self.price)
+        if math.isfinite(result.bound):
+            self.price = result.price
         self.work += work + _NODE_WORK * len(network.variables)
         bound = min(above, result.bound)
         if bound <= self._threshold:
             return []
         self._try_path(oracle, result, last=1 if self.point is not None else 3)
+        if not self._within(bound, tolerance):
+            bound = self._close(oracle, result, bound, tolerance)
+        if bound <= self._threshold:
+            return []
         if self._within(bound, tolerance):
             return [(bound, network)]
         child = self._rule_out(oracle, result)
@@ -240,6 +271,30 @@ class _Branch:
     def _offer(self, found: tuple[np.ndarray, float] | None) -> None:
         if found is not None and found[1] > self.value:
             self.point, self.value = found
+
+    def _close(self, oracle: Oracle, result: DualResult, bound: float, tolerance: float) -> float:
+        """The bound once what the dual leaves open is looked through with its latencies, and answers from there."""
+        network, price = oracle.cells.network, result.price
+        if self.point is None or not (oracle.cells.exact and oracle.elimination.exact and 0.0 < price < math.inf):
+            return bound
+        for most in _LABELS:
+            above = self.value / (1.0 - _NEARLY * tolerance)
+            if above >= bound:
+                break
+            try:
+                found = close(oracle, price, self.problem.ceiling_ms, above, most)
+            except TooManyLabelsError:
+                self.work += 30 * 200_000
+                break
+            self.work += _LABEL_WORK * found.work
+            before = self.value
+            for cells in found.choices:
+                point = self.search.indices([network.variables[g].grid[cells[g]] for g in range(self.search.count)])
+                self._offer(self.search.improve(point))
+            bound = min(bound, found.bound)
+            if self._within(bound, tolerance) or self.value <= before:
+                break
+        return bound
 
     def _rule_out(self, oracle: Oracle, result: DualResult) -> Network | None:
         """What is left when every cell that cannot beat the answer is gone; None when nothing is."""

@@ -112,7 +112,7 @@ def compile_network(problem: Problem) -> Network:
             if left > right:
                 scope, table = (right, left), table.T
         known = latencies.get(scope)
-        latencies[scope] = np.array(table, dtype=np.float64) if known is None else known + table
+        latencies[scope] = np.asarray(table, dtype=np.float64) if known is None else known + table
     return Network(problem, tuple(variables), latencies, tuple(relations), problem.fixed_ms)
 
 
@@ -207,6 +207,8 @@ def cut(network: Network, starts: tuple[np.ndarray, ...], reference: np.ndarray 
     """
     alone = [np.zeros(len(variable.grid)) for variable in network.variables]
     together = {}
+    # One piece of memory for all the large tables: asking the system for it takes longer than the sums.
+    room = np.empty(max((table.size for scope, table in network.latencies.items() if len(scope) == 2), default=0))
     for scope, table in network.latencies.items():
         if len(scope) == 1:
             alone[scope[0]] = alone[scope[0]] + table
@@ -214,9 +216,11 @@ def cut(network: Network, starts: tuple[np.ndarray, ...], reference: np.ndarray 
         least = table
         if any(len(starts[v]) < len(network.variables[v].grid) for v in scope):
             r, s = (-1, -1) if reference is None else (int(reference[v]) for v in scope)
+            beside = table[r, :] - table[r, s]
             alone[scope[0]] = alone[scope[0]] + table[:, s]
-            alone[scope[1]] = alone[scope[1]] + (table[r, :] - table[r, s])
-            least = table - table[:, s, None] - (table[r, :] - table[r, s])
+            alone[scope[1]] = alone[scope[1]] + beside
+            least = np.subtract(table, table[:, s, None], out=room[: table.size].reshape(table.shape))
+            least -= beside
         for axis, v in enumerate(scope):
             if len(starts[v]) < least.shape[axis]:
                 least = np.minimum.reduceat(least, starts[v], axis=axis)
@@ -277,7 +281,8 @@ def cell_starts(variable: Variable, most: int, near: int | None = None) -> np.nd
 
 def _blocks(grid: np.ndarray, most: int, coarseness: np.ndarray) -> np.ndarray:
     """Where runs begin whose lengths are powers of two, in proportion to ``coarseness``."""
-    longest = 1.0
+    # Blocks of that many channels would already be too many, or nearly so.
+    longest = max(1.0, 0.25 * float((coarseness.max() / coarseness).sum()) / most)
     while True:
         longest *= 1.5
         length = np.exp2(np.floor(np.log2(np.maximum(1.0, longest * coarseness / coarseness.max()))))

@@ -3,11 +3,13 @@
 from halp_iee.train.data import load
 from halp_iee.train.evaluation import Evaluation, evaluate
 from halp_iee.train.events import EventLog
-from halp_iee.train.loop import CHECKPOINT, EpochRecord, History, Progress, fit, make_optimizer
+from halp_iee.train.loop import CHECKPOINT, fit, make_optimizer
+from halp_iee.train.method import Method
+from halp_iee.train.position import EpochRecord, History, Progress
 from halp_iee.train.recipe import Recipe
 from halp_iee.train.records import Data, Split
 
 __all__ = [
-    "CHECKPOINT", "Data", "EpochRecord", "Evaluation", "EventLog", "History", "Progress", "Recipe", "Split",
+    "CHECKPOINT", "Data", "EpochRecord", "Evaluation", "EventLog", "History", "Method", "Progress", "Recipe", "Split",
     "evaluate", "fit", "load", "make_optimizer",
 ]  # fmt: skip

@@ -1,7 +1,7 @@
 """A training run on disk: one safetensors file, written whole or not at all.
 
-Tensors are named `model/...` (parameters and buffers, at the size that they have now),
-`optimizer/PARAMETER//SLOT`, `method/...` and `rng/...`; the rest is JSON in the file's metadata.
+Tensors are named `model/...` (parameters and buffers, at the size that they have now), `average/...`
+(likewise), `optimizer/PARAMETER//SLOT`, `method/...` and `rng/PROCESS/...`; the rest is JSON in the file's metadata.
 Reading runs no code.
 """
 
@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,27 +20,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from halp_iee.errors import CheckpointError
+from halp_iee.train.method import Method
 from halp_profiler.files import whole
 
-FORMAT = "halp-iee checkpoint 1"
+FORMAT = "halp-iee checkpoint 2"
+Generators = tuple[Mapping[str, Tensor], Mapping[str, Any]]
 _SLOT = "//"  # between a parameter's name and the optimizer's name for a piece of its state
-
-
-class Method(Protocol):
-    """What changes the network while it is trained; `step` comes after the optimizer's.
-
-    If it has an `evaluation()`, a context manager, the network is evaluated inside it.
-    """
-
-    def step(self) -> object: ...
-
-    def state_dict(self) -> Mapping[str, Any]:
-        """`{"tensors": {name: Tensor}, "meta": what JSON can hold}`."""
-        ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> object:
-        """Bring the model and the optimizer to the size they had; their values are loaded after it."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -53,7 +38,8 @@ class Checkpoint:
         model: name -> tensor.
         optimizer: parameter -> slot -> value.
         method: state of the method, or None.
-        rng: state of the generators.
+        rng: state of the generators of every process.
+        average: name -> tensor of the running average; empty if there was none.
     """
 
     position: Mapping[str, Any]
@@ -61,7 +47,8 @@ class Checkpoint:
     model: Mapping[str, Tensor]
     optimizer: Mapping[str, Mapping[str, Any]]
     method: Mapping[str, Any] | None
-    rng: tuple[Mapping[str, Tensor], Mapping[str, Any]]
+    rng: Sequence[Generators]
+    average: Mapping[str, Tensor] = field(default_factory=dict)
     path: Path = field(default=Path())
 
 
@@ -73,7 +60,8 @@ def write(
     *,
     position: Mapping[str, Any],
     fingerprint: Mapping[str, str],
-    rng: tuple[Mapping[str, Tensor], Mapping[str, Any]],
+    rng: Sequence[Generators],
+    average: nn.Module | None = None,
 ) -> None:
     """Write a checkpoint; a crash at any moment leaves the old file or the new one.
 
@@ -91,13 +79,16 @@ def write(
     state = None if method is None else method.state_dict()
     if state is not None:
         tensors |= {f"method/{name}": tensor for name, tensor in state["tensors"].items()}
-    tensors |= {f"rng/{name}": tensor for name, tensor in rng[0].items()}
+    for number, (states, _) in enumerate(rng):
+        tensors |= {f"rng/{number}/{name}": tensor for name, tensor in states.items()}
+    if average is not None:
+        tensors |= {f"average/{name}": tensor for name, tensor in _named_tensors(average).items()}
     record = {
         "position": position,
         "fingerprint": dict(fingerprint),
         "optimizer": scalars,
         "method": None if state is None else {"meta": state["meta"]},
-        "rng": rng[1],
+        "rng": [meta for _, meta in rng],
     }
     metadata = {"format": FORMAT, "record": json.dumps(record)}
     # A clone each: safetensors refuses tensors that share memory, as views of one store do.
@@ -140,14 +131,21 @@ def read(path: Path) -> Checkpoint:
             model=parts["model"],
             optimizer=optimizer,
             method=None if method is None else {"tensors": parts["method"], "meta": method["meta"]},
-            rng=(parts["rng"], record["rng"]),
+            rng=[(_under(parts["rng"], f"{number}/"), meta) for number, meta in enumerate(record["rng"])],
+            average=parts["average"],
             path=path,
         )
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise _broken(path, str(error).split("\n", 1)[0] or type(error).__name__) from error
 
 
-def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, method: Method | None) -> None:
+def restore(
+    checkpoint: Checkpoint,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    method: Method | None,
+    average: nn.Module | None = None,
+) -> None:
     """Put a checkpoint's values in place: the method first, which brings everything to its size.
 
     Raises:
@@ -161,18 +159,9 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
             method.load_state_dict(checkpoint.method or {})
         except (KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
             raise _other(checkpoint.path, f"the method cannot take its state back ({error!r})") from error
-    present = _named_tensors(model)
-    if present.keys() != checkpoint.model.keys():
-        odd = sorted(present.keys() ^ checkpoint.model.keys())
-        raise _other(checkpoint.path, f"{odd[0]!r} is in only one of the two networks")
-    for name, tensor in present.items():
-        saved = checkpoint.model[name]
-        if saved.shape != tensor.shape or saved.dtype != tensor.dtype:
-            shapes = f"{tuple(saved.shape)} {saved.dtype} in the file, {tuple(tensor.shape)} {tensor.dtype} here"
-            raise _other(checkpoint.path, f"{name!r} is {shapes}")
-    with torch.no_grad():
-        for name, tensor in present.items():
-            tensor.copy_(checkpoint.model[name])
+    _copy(checkpoint, checkpoint.model, model)
+    if average is not None:
+        _copy(checkpoint, checkpoint.average, average)
     parameters = dict(model.named_parameters())
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
     optimizer.state.clear()
@@ -185,6 +174,21 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
             if isinstance(value, Tensor) and value.dim() > 0:
                 value = value.to(parameter.device)
             optimizer.state[parameter][slot] = value
+
+
+def _copy(checkpoint: Checkpoint, values: Mapping[str, Tensor], model: nn.Module) -> None:
+    present = _named_tensors(model)
+    if present.keys() != values.keys():
+        odd = sorted(present.keys() ^ values.keys())
+        raise _other(checkpoint.path, f"{odd[0]!r} is in only one of the two networks")
+    for name, tensor in present.items():
+        saved = values[name]
+        if saved.shape != tensor.shape or saved.dtype != tensor.dtype:
+            shapes = f"{tuple(saved.shape)} {saved.dtype} in the file, {tuple(tensor.shape)} {tensor.dtype} here"
+            raise _other(checkpoint.path, f"{name!r} is {shapes}")
+    with torch.no_grad():
+        for name, tensor in present.items():
+            tensor.copy_(values[name])
 
 
 def check_same_run(checkpoint: Checkpoint, fingerprint: Mapping[str, str]) -> None:
@@ -217,11 +221,15 @@ def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _by_prefix(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "method": {}, "rng": {}}
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimizer": {}, "method": {}, "rng": {}}
     for key, tensor in tensors.items():
         part, name = key.split("/", 1)
         parts[part][name] = tensor
     return parts
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _broken(path: Path, why: str) -> CheckpointError:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from halp_iee.train.processes import Processes
 from halp_iee.train.records import Split
 
 
@@ -30,14 +31,17 @@ def evaluate(
     """Run the split through the network once, in evaluation mode.
 
     The mode of every module is what it was afterwards (a method may have frozen some), and no
-    random number is drawn.
+    random number is drawn. Several processes each take their part, and all get the sums.
     """
+    processes = Processes.here()
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     top1, top5, loss, count, classes = 0, 0, 0.0, 0, 0
     try:
         with torch.no_grad():
-            for images, labels in split.batches(batch_size):
+            for images, labels in split.batches(batch_size, part=processes.part):
+                if not len(labels):
+                    continue
                 labels = labels.to(device)
                 logits = model(images.to(device))
                 classes = logits.shape[1]
@@ -49,4 +53,6 @@ def evaluate(
     finally:
         for module, mode in modes:
             module.training = mode
+    sums = processes.total(top1, top5, loss, count)
+    top1, top5, loss, count = int(sums[0]), int(sums[1]), sums[2], int(sums[3])
     return Evaluation(top1 / count, top5 / count if classes > 5 else None, loss / count, count)

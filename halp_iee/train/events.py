@@ -6,10 +6,13 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from halp_iee.errors import DataError
 from halp_profiler.files import whole
+
+if TYPE_CHECKING:
+    from halp_iee.train.tensorboard import Board
 
 
 class EventLog:
@@ -20,12 +23,14 @@ class EventLog:
 
     Args:
         path: of the file; made with its folder if it is not there. None: events go nowhere.
+        mirror: gets the same events, and all of them again after a rewind.
 
     Raises:
         DataError: the file cannot be written, or is not such a log.
     """
 
-    def __init__(self, path: str | Path | None) -> None:
+    def __init__(self, path: str | Path | None, mirror: Board | None = None) -> None:
+        self.mirror = mirror
         self.path = None if path is None else Path(path)
         self.step = 0
         self._file: IO[str] | None = None
@@ -47,9 +52,11 @@ class EventLog:
     def log(self, event: str, **fields: Any) -> None:
         """Append one event; `fields` must be what JSON can hold. Infinity and NaN become null."""
         if self._file is not None:
-            line = json.dumps(_plain({"event": event, "step": self.step, **fields}), allow_nan=False)
-            self._file.write(line + "\n")
+            record = _plain({"event": event, "step": self.step, **fields})
+            self._file.write(json.dumps(record, allow_nan=False) + "\n")
             self._file.flush()
+            if self.mirror is not None:
+                self.mirror.write(record)
 
     def rewind(self, step: int | None) -> None:
         """Make the log what it was after `step` finished steps; the resumed run logs the rest again.
@@ -63,7 +70,10 @@ class EventLog:
         self._file.close()
         events = read(self.path)
         old, new = events[: self._from_before], events[self._from_before :]
-        self._rewrite(new if step is None else [event for event in old if event["step"] <= step])
+        kept = new if step is None else [event for event in old if event["step"] <= step]
+        self._rewrite(kept)
+        if self.mirror is not None:
+            self.mirror.begin(kept)
         self._from_before = 0
         self._file = self.path.open("a", encoding="utf-8")
 
@@ -76,6 +86,8 @@ class EventLog:
         if self._file is not None:
             self._file.close()
             self._file = None
+        if self.mirror is not None:
+            self.mirror.close()
 
     def __enter__(self) -> EventLog:
         return self

@@ -110,17 +110,20 @@ class FolderSplit:
         shuffle: bool = False,
         augment: bool = False,
         start_batch: int = 0,
+        part: tuple[int, int] = (0, 1),
     ) -> Iterator[Batch]:
         """See `Split.batches`.
 
         Raises:
             DataError: an image cannot be read; names it.
         """
-        order = batch_indices(len(self), batch_size, epoch=epoch, seed=seed, shuffle=shuffle, start_batch=start_batch)
+        order = batch_indices(
+            len(self), batch_size, epoch=epoch, seed=seed, shuffle=shuffle, start_batch=start_batch, part=part
+        )
         workers = min(8, os.cpu_count() or 1) if len(self) >= _WORKERS_FROM else 0
         loader: DataLoader[Any] = DataLoader(
             ImageFiles(self.files, self.size, seed, epoch, augment),
-            batch_sampler=[batch.tolist() for batch in order],
+            batch_sampler=[batch.tolist() for batch in order if len(batch)],
             num_workers=workers,
             collate_fn=_collate,
             generator=torch.Generator(),  # else it would draw from the global one
@@ -212,13 +215,24 @@ def _divided(
     return tuple(train), tuple(test)
 
 
+def _ends_as_jpeg(path: str) -> bool:
+    with open(path, "rb") as file:
+        file.seek(-min(1024, os.path.getsize(path)), os.SEEK_END)
+        return b"\xff\xd9" in file.read()
+
+
 def _check(name: str, files: tuple[tuple[str, int], ...]) -> None:
+    """Look at every image: its structure, and where that does not show whether it is whole, its pixels."""
     from PIL import Image
 
     for path, _ in files:
         try:
             with Image.open(path) as image:
+                checked = image.format == "PNG" or (image.format == "JPEG" and _ends_as_jpeg(path))
                 image.verify()
+            if not checked:  # PNG has checksums, a whole JPEG its end marker; the others must be decoded
+                with Image.open(path) as image:
+                    image.load()
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise DataError(
                 f"the data set {name!r} holds a broken image",

@@ -1,107 +1,41 @@
-"""The training loop, which can be stopped anywhere and goes on bit for bit."""
+"""The training loop, which can be stopped anywhere and goes on bit for bit.
+
+It knows of no method: what changes the network while it trains (IEE, HALP, RigL, ...) is one object with the
+hooks of `train/method.py: Method`, which `fit` calls before and after every optimizer step.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 import halp_iee
 from halp_iee.errors import CheckpointError, TrainingError, UsageError
 from halp_iee.train import checkpoint as checkpoints
 from halp_iee.train import randomness
+from halp_iee.train.average import Average
 from halp_iee.train.evaluation import evaluate
 from halp_iee.train.events import EventLog
+from halp_iee.train.interrupt import interrupt_flag
+from halp_iee.train.method import Method
+from halp_iee.train.objective import Objective
+from halp_iee.train.position import EpochRecord, History, Position, Progress
+from halp_iee.train.processes import Processes, shared_statistics, wrapped
 from halp_iee.train.recipe import Recipe
 from halp_iee.train.records import Data, steps_per_epoch
 
 CHECKPOINT = "checkpoint.safetensors"
-
-
-@dataclass(frozen=True)
-class EpochRecord:
-    """One finished epoch: mean training loss and share of hits while training, test figures if evaluated."""
-
-    epoch: int
-    loss: float
-    train_top1: float
-    lr: float
-    test_top1: float | None
-    test_loss: float | None
-    seconds: float
-
-
-@dataclass(frozen=True)
-class History:
-    """What a run has done.
-
-    Attributes:
-        epochs: the finished ones, in order.
-        steps: optimizer steps taken.
-        finished: False when `stop_after` ended it early.
-        resumed_from: the step that it went on from; None when it began here.
-        seconds: in training, over all sessions of the run, evaluation included.
-    """
-
-    epochs: tuple[EpochRecord, ...]
-    steps: int
-    finished: bool
-    resumed_from: int | None
-    seconds: float
-
-    @property
-    def top1(self) -> float:
-        """Share of hits on the test set after the last epoch that was evaluated."""
-        return next((e.test_top1 for e in reversed(self.epochs) if e.test_top1 is not None), math.nan)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where the run stands after a step; `test_top1` is the newest one, None before the first."""
-
-    epoch: int
-    epochs: int
-    step: int
-    steps: int
-    loss: float
-    lr: float
-    test_top1: float | None
-
-
-@dataclass
-class _Position:
-    """Where the run stands, all of it in the checkpoint."""
-
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    loss_sum: float = 0.0
-    hits: int = 0
-    seen: int = 0
-    epoch_seconds: float = 0.0
-    seconds: float = 0.0
-    epochs: list[dict[str, Any]] = field(default_factory=list)
-
-    def check(self) -> None:
-        """Raise ValueError or TypeError if a file has put in what cannot be."""
-        counts = (self.epoch, self.batch, self.step, self.hits, self.seen)
-        if not all(type(n) is int and n >= 0 for n in counts):
-            raise ValueError(f"its position {counts} is not one")
-        if not all(isinstance(x, (int, float)) for x in (self.loss_sum, self.epoch_seconds, self.seconds)):
-            raise ValueError("its position holds sums that are no numbers")
-        for record in self.epochs:
-            EpochRecord(**record)
+_LEAST_SCALE = 2.0**-10  # of the loss in fp16: gradients that overflow even so are not finite at all
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -128,10 +62,12 @@ def fit(
     data: Data,
     recipe: Recipe,
     *,
-    method: checkpoints.Method | None = None,
+    method: Method | None = None,
     optimizer: torch.optim.Optimizer | None = None,
+    teacher: nn.Module | None = None,
     checkpoint_dir: str | Path | None = None,
     checkpoint_every_steps: int | None = None,
+    checkpoint_every_s: float = 300.0,
     identity: Mapping[str, str] | None = None,
     events: EventLog | None = None,
     progress: Callable[[Progress], object] | None = None,
@@ -141,19 +77,25 @@ def fit(
     """Train `model` in place.
 
     With a `checkpoint_dir` a checkpoint is written after every epoch (and every
-    `checkpoint_every_steps`); a call that finds one there goes on from it, and ends with the same
-    weights, bit for bit, as a run that was never stopped. On Ctrl-C the step is finished, the
-    checkpoint written, and KeyboardInterrupt raised; a second Ctrl-C does not wait.
+    `checkpoint_every_steps`, and after `checkpoint_every_s` seconds); a call that finds one there goes on
+    from it, and ends with the same weights, bit for bit, as a run that was never stopped. On Ctrl-C the
+    step is finished, the checkpoint written, and KeyboardInterrupt raised; a second Ctrl-C does not wait.
+
+    Under torchrun every process takes its part of every batch, gradients are averaged over them
+    (DistributedDataParallel), BatchNorm normalises with the statistics of the whole batch, and the first
+    process alone writes.
 
     Args:
         model: moved to `device`.
         data: training and test images.
         recipe: how to train.
-        method: its `step()` is called after every optimizer step. It may replace parameters inside
-            `model` and `optimizer`; its optimizer must then be passed too.
+        method: see `train/method.py`. It may replace parameters inside `model` and `optimizer`; its
+            optimizer must then be passed too.
         optimizer: None: `make_optimizer(model, recipe)`.
+        teacher: the network that `recipe.distill` learns from.
         checkpoint_dir: None: no checkpoints.
-        checkpoint_every_steps: None: after each epoch only.
+        checkpoint_every_steps: None: by epochs and seconds only.
+        checkpoint_every_s: longest time that a crash may cost.
         identity: further facts that make two runs different ones, e.g. the model's name or the
             latency table; a checkpoint that differs in one is refused.
         events: gets one `epoch` event an epoch; its `step` is kept up to date, for the method to log with.
@@ -164,32 +106,76 @@ def fit(
     Raises:
         TrainingError: the loss is not finite.
         CheckpointError: the checkpoint found is broken or of another run.
+        UsageError: the recipe does not fit the run.
         DataError: an image cannot be read.
     """
-    if method is not None and optimizer is None:
-        raise UsageError(
-            "the training cannot begin",
-            "a method came without the optimizer that it works on",
-            "pass optimizer=",
-        )
+    processes = Processes.here()
+    _check(recipe, data, method, optimizer, teacher, processes)
     model.to(device)
+    if teacher is not None:
+        teacher.to(device)
+    # A third less time on CPUs, and what tensor cores want; the values are the same.
+    if torch.device(device).type == "cpu" or recipe.precision != "fp32":
+        model.to(memory_format=torch.channels_last)
     model.train()
     optimizer = optimizer or make_optimizer(model, recipe)
+    processes.same_values(model)
     log = events or EventLog(None)
-    run = _Run(model, data, recipe, method, optimizer, log, torch.device(device))
-    run.identity = _fingerprint(model, data, recipe, method, identity or {})
+    run = _Run(model, data, recipe, method, optimizer, log, torch.device(device), processes)
+    run.objective = Objective(recipe, teacher if recipe.distill else None)
+    run.identity = _fingerprint(model, data, recipe, method, processes, identity or {})
+    if recipe.ema_decay is not None:
+        run.average = Average(model, recipe.ema_decay)
+        if method is not None:
+            method.follow(run.average.module)
+    if recipe.precision == "fp16":
+        run.scaler = torch.amp.GradScaler(run.device.type)
     if checkpoint_dir is not None:
         run.file = Path(checkpoint_dir) / CHECKPOINT
-    with randomness.seeded(recipe.seed), _interrupt_flag() as interrupted:
+    with ExitStack() as during:
+        during.enter_context(randomness.seeded(recipe.seed))
+        during.enter_context(shared_statistics(model, processes))
+        interrupted = during.enter_context(interrupt_flag())
         resumed_from = run.resume()
-        stopped = _train(run, progress, stop_after, checkpoint_every_steps, interrupted)
+        if processes.world > 1 and resumed_from is None:  # the same seed would drop the same units everywhere
+            torch.manual_seed(recipe.seed + (processes.rank << 32))
+        stopped = _train(run, progress, stop_after, (checkpoint_every_steps, checkpoint_every_s), interrupted)
+    if run.average is not None and not stopped:
+        run.average.give_to(model)
+    model.to(memory_format=torch.contiguous_format)
     return History(
         epochs=tuple(EpochRecord(**e) for e in run.at.epochs),
         steps=run.at.step,
         finished=not stopped,
         resumed_from=resumed_from,
         seconds=run.at.seconds,
+        phases={name: (int(steps), seconds) for name, (steps, seconds) in run.at.phases.items()},
+        method_seconds=run.at.method_seconds,
     )
+
+
+def _check(
+    recipe: Recipe, data: Data, method: Method | None, optimizer: torch.optim.Optimizer | None,
+    teacher: nn.Module | None, processes: Processes,
+) -> None:  # fmt: skip
+    if method is not None and optimizer is None:
+        raise UsageError(
+            "the training cannot begin", "a method came without the optimizer that it works on", "pass optimizer="
+        )
+    if recipe.distill and teacher is None:
+        raise UsageError(
+            "the training cannot begin",
+            f"the recipe's distill={recipe.distill:g} needs a trained dense network to learn from",
+            "train the dense reference too, give --weights, or set distill=0",
+        )
+    smallest = min(recipe.batch_size, len(data.train))
+    if smallest < processes.world * recipe.accumulate:
+        raise UsageError(
+            "the training cannot begin",
+            f"a batch of {smallest} images cannot be divided among {processes.world} processes and "
+            f"{recipe.accumulate} parts",
+            "take a larger batch_size, fewer processes or a smaller accumulate",
+        )
 
 
 @dataclass
@@ -199,13 +185,23 @@ class _Run:
     model: nn.Module
     data: Data
     recipe: Recipe
-    method: checkpoints.Method | None
+    method: Method | None
     optimizer: torch.optim.Optimizer
     events: EventLog
     device: torch.device
+    processes: Processes
+    objective: Objective = field(init=False)
     identity: Mapping[str, str] = field(default_factory=dict)
     file: Path | None = None
-    at: _Position = field(default_factory=_Position)
+    at: Position = field(default_factory=Position)
+    average: Average | None = None
+    scaler: torch.amp.GradScaler | None = None
+    wrapper: nn.Module | None = None
+    unused: bool = True  # whether some parameters may get no gradient; known after the first step
+
+    @property
+    def averaged(self) -> nn.Module | None:
+        return None if self.average is None else self.average.module
 
     @property
     def steps_per_epoch(self) -> int:
@@ -213,17 +209,21 @@ class _Run:
 
     def resume(self) -> int | None:
         """Go to where the checkpoint says, if there is one; the step, or None."""
-        if self.file is None or not self.file.exists():
+        if self.file is None or not self.processes.share(self.file.exists()):
             self.events.rewind(None)
             return None
         saved = checkpoints.read(self.file)
         checkpoints.check_same_run(saved, self.identity)
-        checkpoints.restore(saved, self.model, self.optimizer, self.method)
+        checkpoints.restore(saved, self.model, self.optimizer, self.method, self.averaged)
         try:
-            self.at = _Position(**saved.position)
+            position = dict(saved.position)
+            scale = position.pop("scale", None)
+            self.at = Position(**position)
             self.at.check()
-            randomness.restore(*saved.rng)
-        except (TypeError, ValueError, KeyError, RuntimeError) as error:
+            if self.scaler is not None:
+                self.scaler.load_state_dict(scale or {})
+            randomness.restore(*saved.rng[self.processes.rank])
+        except (TypeError, ValueError, KeyError, RuntimeError, IndexError) as error:
             raise CheckpointError(
                 f"the checkpoint {self.file} cannot be read", str(error), "delete it to start anew"
             ) from error
@@ -231,10 +231,16 @@ class _Run:
         return self.at.step
 
     def save(self) -> None:
-        if self.file is not None:
+        if self.file is None:
+            return
+        generators = self.processes.gather(randomness.state())
+        if self.processes.first:
+            position = asdict(self.at)
+            if self.scaler is not None:
+                position["scale"] = self.scaler.state_dict()
             checkpoints.write(
-                self.file, self.model, self.optimizer, self.method,
-                position=asdict(self.at), fingerprint=self.identity, rng=randomness.state(),
+                self.file, self.model, self.optimizer, self.method, average=self.averaged,
+                position=position, fingerprint=self.identity, rng=generators,
             )  # fmt: skip
 
 
@@ -242,70 +248,133 @@ def _train(
     run: _Run,
     progress: Callable[[Progress], object] | None,
     stop_after: int | None,
-    every: int | None,
+    every: tuple[int | None, float],
     interrupted: threading.Event,
 ) -> bool:
     """From where the run stands to its end; True if it was stopped before."""
     at, recipe, data = run.at, run.recipe, run.data
+    saved_s = time.monotonic()
     while at.epoch < recipe.epochs:
         batches = data.train.batches(
             recipe.batch_size, epoch=at.epoch, seed=recipe.seed, shuffle=True,
-            augment=recipe.augment, start_batch=at.batch,
+            augment=recipe.augment, start_batch=at.batch, part=run.processes.part,
         )  # fmt: skip
         since = time.perf_counter()
         for images, labels in batches:
             if stop_after is not None and at.step >= stop_after:
                 run.save()
                 return True
-            loss, lr = _step(run, images.to(run.device), labels.to(run.device))
+            phase = "train" if run.method is None else run.method.phase
+            if images.dim() == 4:
+                images = images.contiguous(memory_format=torch.channels_last)
+            loss, lr, ending = _step(run, images.to(run.device), labels.to(run.device), interrupted)
             now = time.perf_counter()
-            at.epoch_seconds, at.seconds, since = (
-                at.epoch_seconds + now - since,
-                at.seconds + now - since,
-                now,
-            )
+            _count_seconds(at, phase, now - since)
+            since = now
             last = at.batch == run.steps_per_epoch
             if last:
                 _end_epoch(run, lr)
                 since = time.perf_counter()
             if progress is not None:
                 progress(_progress(run, loss, lr))
-            if last or interrupted.is_set() or (every and at.step % every == 0):
+            due = time.monotonic() - saved_s > every[1]
+            if run.processes.world > 1:
+                due = run.processes.share(due)
+            ending = ending or (run.processes.world == 1 and interrupted.is_set())
+            if last or ending or due or (every[0] and at.step % every[0] == 0):
                 run.save()
-            if interrupted.is_set():
+                saved_s = time.monotonic()
+            if ending:
                 raise KeyboardInterrupt
     return False
 
 
-def _step(run: _Run, images: Tensor, labels: Tensor) -> tuple[float, float]:
-    """One optimizer step; the loss before it and the learning rate."""
-    at, recipe, optimizer = run.at, run.recipe, run.optimizer
+def _count_seconds(at: Position, phase: str, seconds: float) -> None:
+    at.epoch_seconds += seconds
+    at.seconds += seconds
+    steps, before = at.phases.get(phase, (0, 0.0))
+    at.phases[phase] = [steps + 1, before + seconds]
+
+
+def _step(run: _Run, images: Tensor, labels: Tensor, interrupted: threading.Event) -> tuple[float, float, bool]:
+    """One optimizer step; the loss before it, the learning rate, and whether a process was told to end."""
+    at, recipe, optimizer, scaler = run.at, run.recipe, run.optimizer, run.scaler
     lr = recipe.lr_at(at.step, run.steps_per_epoch)
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.zero_grad(set_to_none=True)
-    logits = run.model(images)
-    loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
-    value = float(loss.detach())
+    size = min(recipe.batch_size, len(run.data.train))
+    loss_sum, hits = _gradients(run, images, labels, size)
+    loss_sum, found, seen, ends = run.processes.total(loss_sum, hits, len(labels), interrupted.is_set())
+    value = loss_sum / seen
     if not math.isfinite(value):
-        kept = f"; the last checkpoint is in {run.file}" if run.file is not None and run.file.exists() else ""
-        raise TrainingError(
-            "the training was stopped",
-            f"the loss became {value} in epoch {at.epoch + 1}, step {at.step + 1}, at learning rate {lr:.3g}{kept}",
-            "lower lr, set grad_clip_norm=1, or warm up longer",
-        )
-    loss.backward()
+        raise _not_finite(run, f"the loss became {value}", lr)
+    if scaler is not None:
+        scaler.unscale_(optimizer)
+    method_s = 0.0
+    stepping = True
+    if run.method is not None:
+        since = time.perf_counter()
+        stepping = run.method.before_step() is not False
+        method_s += time.perf_counter() - since
     if recipe.grad_clip_norm is not None:
         nn.utils.clip_grad_norm_(run.model.parameters(), recipe.grad_clip_norm)
-    optimizer.step()
+    if scaler is None:
+        if stepping:
+            optimizer.step()
+    else:
+        if stepping:
+            scaler.step(optimizer)
+        scaler.update()
+        if scaler.get_scale() < _LEAST_SCALE:
+            raise _not_finite(run, "the gradients are not finite at any scale of the loss", lr)
     at.step, at.batch = at.step + 1, at.batch + 1
-    at.loss_sum += value * len(labels)
-    at.hits += int((logits.detach().argmax(1) == labels).sum())
-    at.seen += len(labels)
+    at.loss_sum += loss_sum
+    at.hits += int(found)
+    at.seen += int(seen)
     run.events.step = at.step
     if run.method is not None:
-        run.method.step()
-    return value, lr
+        since = time.perf_counter()
+        if run.method.step():
+            run.wrapper = None
+        method_s += time.perf_counter() - since
+    at.method_seconds += method_s
+    if run.average is not None:
+        run.average.update(run.model, at.step)
+    return value, lr, ends > 0
+
+
+def _gradients(run: _Run, images: Tensor, labels: Tensor, size: int) -> tuple[float, int]:
+    """Leave the gradient of the mean loss over the whole batch of `size` in place; loss and hits of this part."""
+    recipe, world = run.recipe, run.processes.world
+    if run.wrapper is None:
+        run.wrapper = wrapped(run.model, run.processes, run.unused)
+    reduced = torch.bfloat16 if recipe.precision == "bf16" else torch.float16
+    loss_sum, hits = 0.0, 0
+    parts = list(zip(images.chunk(recipe.accumulate), labels.chunk(recipe.accumulate), strict=True))
+    for number, (some, their) in enumerate(parts):
+        with ExitStack() as during:
+            if number + 1 < len(parts) and isinstance(run.wrapper, DistributedDataParallel):
+                during.enter_context(run.wrapper.no_sync())
+            with torch.autocast(run.device.type, dtype=reduced, enabled=recipe.precision != "fp32"):
+                logits = run.wrapper(some)
+            loss = run.objective(logits, some, their)
+            # The mean over the whole batch; DistributedDataParallel divides by the number of processes.
+            mean = loss * (world / size)
+            (mean if run.scaler is None else run.scaler.scale(mean)).backward()
+        loss_sum += float(loss.detach())
+        hits += int((logits.detach().argmax(1) == their).sum())
+    if world > 1 and run.unused and all(p.grad is not None for p in run.model.parameters() if p.requires_grad):
+        run.unused, run.wrapper = False, None
+    return loss_sum, hits
+
+
+def _not_finite(run: _Run, why: str, lr: float) -> TrainingError:
+    kept = f"; the last checkpoint is in {run.file}" if run.file is not None and run.file.exists() else ""
+    place = f"in epoch {run.at.epoch + 1}, step {run.at.step + 1}, at learning rate {lr:.3g}"
+    return TrainingError(
+        "the training was stopped", f"{why} {place}{kept}", "lower lr, set grad_clip_norm=1, or warm up longer"
+    )
 
 
 def _end_epoch(run: _Run, lr: float) -> None:
@@ -313,9 +382,11 @@ def _end_epoch(run: _Run, lr: float) -> None:
     since = time.perf_counter()
     result = None
     if (at.epoch + 1) % recipe.evaluate_every == 0 or at.epoch + 1 == recipe.epochs:
-        # A method that is exploring shows the network that it would deploy.
-        with getattr(run.method, "evaluation", nullcontext)():
-            result = evaluate(run.model, run.data.test, run.device)
+        shown = run.model if run.average is None else run.average.module
+        with ExitStack() as during:
+            if run.method is not None:  # one that is exploring shows the network that it would deploy
+                during.enter_context(run.method.evaluation(shown))
+            result = evaluate(shown, run.data.test, run.device)
     spent = time.perf_counter() - since
     record = EpochRecord(
         epoch=at.epoch + 1,
@@ -344,7 +415,8 @@ def _fingerprint(
     model: nn.Module,
     data: Data,
     recipe: Recipe,
-    method: checkpoints.Method | None,
+    method: Method | None,
+    processes: Processes,
     identity: Mapping[str, str],
 ) -> dict[str, str]:
     # Names of parameters, not shapes: those change while a method is at work, and are compared when
@@ -355,31 +427,6 @@ def _fingerprint(
         "data set": data.fingerprint,
         "recipe": json.dumps(recipe.model_dump(), sort_keys=True),
         "method": "none" if method is None else type(method).__name__,
+        "processes": str(processes.world),
         "version of halp-iee": halp_iee.__version__,
     }
-
-
-@contextmanager
-def _interrupt_flag() -> Iterator[threading.Event]:
-    """A flag that the first Ctrl-C sets; the second raises KeyboardInterrupt at once.
-
-    Only the main thread may handle signals; elsewhere the flag is never set.
-    """
-    flag = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield flag
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def handle(number: int, frame: Any) -> None:
-        flag.set()
-        signal.signal(signal.SIGINT, before)
-
-    if not callable(before):
-        yield flag
-        return
-    signal.signal(signal.SIGINT, handle)
-    try:
-        yield flag
-    finally:
-        signal.signal(signal.SIGINT, before)

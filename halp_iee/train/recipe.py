@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -29,6 +30,14 @@ class Recipe(BaseModel):
         schedule: after the warm-up.
         label_smoothing: share of the target spread over all classes.
         grad_clip_norm: largest L2 norm of the whole gradient; None: no limit.
+        precision: of forward and backward passes; weights and optimizer are `fp32` always. `fp16` scales
+            the loss and leaves out steps whose gradients overflow.
+        accumulate: parts in which a batch is gone through, one after the other, for less memory. BatchNorm
+            sees one part at a time.
+        ema_decay: d of the running average of the weights (`train/average.py`), which is then what is
+            evaluated and given back; None: no average.
+        distill: share of the loss that is the difference to the dense network's answers; 0: none.
+        distill_temperature: at which the answers are compared.
         augment: random changes of the training images, of the kind that suits the data set.
         evaluate_every: epochs between evaluations on the test set; the last epoch is always evaluated.
         seed: of the order of the images, their augmentation, and all that draws in the network.
@@ -50,6 +59,11 @@ class Recipe(BaseModel):
     schedule: Literal["cosine", "constant"] = "cosine"
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     grad_clip_norm: float | None = Field(None, gt=0)
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    accumulate: int = Field(1, ge=1)
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    distill: float = Field(0.0, ge=0, le=1)
+    distill_temperature: float = Field(4.0, gt=0, allow_inf_nan=False)
     augment: bool = True
     evaluate_every: int = Field(1, ge=1)
     seed: int = Field(0, ge=0, lt=2**32)
@@ -64,6 +78,12 @@ class Recipe(BaseModel):
                 "the recipe cannot be used",
                 f"warmup_epochs={self.warmup_epochs:g} leaves nothing of epochs={self.epochs}",
                 "warm up for fewer epochs",
+            )
+        if self.accumulate > self.batch_size:
+            raise UsageError(
+                "the recipe cannot be used",
+                f"accumulate={self.accumulate} parts of batch_size={self.batch_size} images would be empty",
+                "take fewer parts",
             )
         if self.nesterov and self.optimizer == "sgd" and self.momentum == 0:
             raise UsageError("the recipe cannot be used", "nesterov needs momentum", "set nesterov=False")
@@ -98,7 +118,9 @@ def _in_one_line(error: ValidationError) -> UsageError:
     first, *rest = error.errors()
     name = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        why, remedy = f"there is no option {name!r}", f"the options are {', '.join(Recipe.model_fields)}"
+        near = difflib.get_close_matches(name, Recipe.model_fields, n=1)
+        why = f"there is no option {name!r}" + (f"; did you mean {near[0]!r}" if near else "")
+        remedy = f"the options are {', '.join(Recipe.model_fields)}"
     else:
         why, remedy = f"{name}={first['input']!r}: {first['msg']}", "correct the value"
     if rest:

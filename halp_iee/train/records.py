@@ -27,6 +27,7 @@ class Split(Protocol):
         shuffle: bool = False,
         augment: bool = False,
         start_batch: int = 0,
+        part: tuple[int, int] = (0, 1),
     ) -> Iterator[Batch]:
         """The batches of one epoch from number `start_batch` on.
 
@@ -37,6 +38,8 @@ class Split(Protocol):
         Args:
             shuffle: a new order each epoch, the last incomplete batch left out (unless it is the
                 only one); else the stored order, all images.
+            part: (k, n): of every batch only the images k, k + n, k + 2n, ..., the share of one
+                process of n.
         """
         ...
 
@@ -78,7 +81,14 @@ def steps_per_epoch(size: int, batch_size: int) -> int:
 
 
 def batch_indices(
-    size: int, batch_size: int, *, epoch: int, seed: int, shuffle: bool, start_batch: int
+    size: int,
+    batch_size: int,
+    *,
+    epoch: int,
+    seed: int,
+    shuffle: bool,
+    start_batch: int,
+    part: tuple[int, int] = (0, 1),
 ) -> Iterator[np.ndarray]:
     """Indices of the images of every batch, as `Split.batches` describes."""
     if shuffle:
@@ -88,4 +98,4 @@ def batch_indices(
         order = np.arange(size)
         count = -(-size // batch_size)
     for number in range(start_batch, count):
-        yield order[number * batch_size : (number + 1) * batch_size]
+        yield order[number * batch_size : (number + 1) * batch_size][part[0] :: part[1]]

@@ -32,7 +32,8 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
             "save it with safetensors.torch.save_file(model.state_dict(), path)",
         ) from error  # fmt: skip
     if any(name.startswith("rng/") for name in found):
-        found = {name.removeprefix("model/"): t for name, t in found.items() if name.startswith("model/")}
+        kept = "average/" if any(name.startswith("average/") for name in found) else "model/"
+        found = {name.removeprefix(kept): t for name, t in found.items() if name.startswith(kept)}
     for prefix in ("module.", "_orig_mod."):
         if found and all(name.startswith(prefix) for name in found):
             found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}

@@ -6,12 +6,14 @@ import difflib
 import os
 import platform
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from halp_profiler import nvml
 from halp_profiler.datasheet import DATASHEETS, Datasheet
 from halp_profiler.errors import DeviceError, UsageError
+from halp_profiler.watch import affinity, ranges
 
 _NOISE_WORDS = (
     "nvidia", "geforce", "tesla", "jetson", "agx", "sxm", "sxm2", "sxm4", "sxm5", "pcie", "nvl", "hbm3",
@@ -30,6 +32,7 @@ class Device:
         attached: whether it is in this machine, so that it can be measured.
         datasheet: the maker's figures, where they are known.
         details: what the system says about an attached one.
+        cores: of a processor, those that may be used; empty: all.
     """
 
     name: str
@@ -38,12 +41,13 @@ class Device:
     attached: bool
     datasheet: Datasheet | None = None
     details: tuple[tuple[str, Any], ...] = ()
+    cores: tuple[int, ...] = ()
 
 
 def attached() -> list[Device]:
     """The devices of this machine, the processor first."""
     host = host_fingerprint()
-    return [Device("cpu", str(host["name"]), "cpu", True, None, tuple(host.items())), *_nvidia_gpus()]
+    return [Device("cpu", str(host["name"]), "cpu", True, None, tuple(host.items())), *map(_gpu, nvml.attached())]
 
 
 def known() -> list[Device]:
@@ -54,7 +58,8 @@ def known() -> list[Device]:
 def find(name: str) -> Device:
     """The device of that name: an attached one first, else one from the datasheets.
 
-    Case, blanks, hyphens and the maker's name do not matter: ``titanv``, ``TITAN V`` and ``nvidia-titan-v`` are one.
+    ``cpu:0-3,8`` is the processor with these cores only. Case, blanks, hyphens and the maker's name do not matter:
+    ``titanv``, ``TITAN V`` and ``nvidia-titan-v`` are one.
 
     Raises:
         UsageError: no device is known by this name; the nearest known names are in it.
@@ -64,6 +69,8 @@ def find(name: str) -> Device:
     wanted = _plain(name)
     if wanted in ("cpu", "host"):
         return here[0]
+    if name.strip().lower().startswith("cpu:"):
+        return _with_cores(here[0], name.strip()[4:])
     for device in here[1:]:
         if wanted in (_plain(device.name), _plain(device.label)):
             return device
@@ -72,8 +79,8 @@ def find(name: str) -> Device:
             return here[1]
         raise DeviceError(
             f"The device {name!r} is not there",
-            f"this machine has {', '.join(d.name for d in here)}",
-            "Attach it, or name a device for which a table can be modelled",
+            nvml.missing() or f"this machine has {', '.join(d.name for d in here)}",
+            "pip install nvidia-ml-py, and NVIDIA's driver; or name a device for which a table can be modelled",
         )
     for device in known():
         if wanted in (_plain(device.name), _plain(device.label)):
@@ -85,6 +92,20 @@ def find(name: str) -> Device:
         f"known are {', '.join(names)}",
         f"Did you mean {' or '.join(near)}" if near else "Name one of these; `halp-iee devices` lists them",
     )
+
+
+def _with_cores(host: Device, text: str) -> Device:
+    cores: set[int] = set()
+    for part in text.split(","):
+        ends = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", part)
+        found = range(int(ends[1]), int(ends[2] or ends[1]) + 1) if ends else range(0)
+        if not found:
+            raise UsageError(f"No cores are known as {text!r}", f"{part!r} names none", "Write cpu:0 or cpu:0-3,8")
+        cores.update(found)
+    if absent := cores - affinity():
+        why = f"this process may use {ranges(affinity())}"
+        raise DeviceError(f"The cores {ranges(absent)} are not there", why, "Name some of these")
+    return replace(host, name=f"cpu:{ranges(cores)}", cores=tuple(sorted(cores)))
 
 
 def _plain(name: str) -> str:
@@ -122,6 +143,11 @@ def host_fingerprint() -> dict[str, Any]:
     return found
 
 
+def vector_lanes() -> int:
+    """How many fp32 values this processor's vectors hold; 1 where that is not known."""
+    return {"avx512f": 16, "avx2": 8, "avx": 8, "sse4_2": 4}.get(str(host_fingerprint().get("vectors")), 1)
+
+
 def _cpuinfo() -> dict[str, str]:
     try:
         text = Path("/proc/cpuinfo").read_text(errors="replace")
@@ -139,34 +165,6 @@ def _max_clock_mhz() -> int | None:
         return None
 
 
-def _nvidia_gpus() -> list[Device]:
-    """Attached NVIDIA GPUs as the driver's management library sees them; no CUDA context is made."""
-    try:
-        import pynvml
-    except ImportError:
-        return []
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return []
-    try:
-        return [_nvidia_gpu(pynvml, i) for i in range(pynvml.nvmlDeviceGetCount())]
-    except pynvml.NVMLError:
-        return []
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def _nvidia_gpu(pynvml: Any, index: int) -> Device:
-    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-    label = pynvml.nvmlDeviceGetName(handle)
-    label = label.decode() if isinstance(label, bytes) else str(label)
-    plain = _plain(label)
-    facts = next((d for d in DATASHEETS.values() if plain.startswith(_plain(d.name))), None)
-    driver = pynvml.nvmlSystemGetDriverVersion()
-    details = (
-        ("driver", driver.decode() if isinstance(driver, bytes) else str(driver)),
-        ("memory_mb", pynvml.nvmlDeviceGetMemoryInfo(handle).total >> 20),
-        ("max_clock_mhz", pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM)),
-    )
-    return Device(f"cuda:{index}", label, "cuda", True, facts, details)
+def _gpu(gpu: nvml.Gpu) -> Device:
+    facts = next((d for d in DATASHEETS.values() if _plain(gpu.label).startswith(_plain(d.name))), None)
+    return Device(f"cuda:{gpu.index}", gpu.label, "cuda", True, facts, (("uuid", gpu.uuid), *gpu.facts))

@@ -11,7 +11,7 @@ def output_spatial(kernel: Kernel) -> tuple[int, ...]:
         return (1,) * len(kernel.spatial)
     if kernel.op == "interpolate":
         return kernel.kernel_size
-    if not kernel.kernel_size:
+    if not kernel.kernel_size or kernel.op == "attention":
         return kernel.spatial
     n = len(kernel.spatial)
     stride, padding, dilation = geometry(kernel)

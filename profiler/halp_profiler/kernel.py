@@ -9,11 +9,12 @@ from typing import Any
 from halp_profiler.errors import TableError
 
 OPS = (
-    "conv", "conv_transpose", "linear", "matmul", "max_pool", "avg_pool", "global_pool", "add", "mul", "activation",
-    "batch_norm", "layer_norm", "softmax", "cat", "interpolate",
+    "conv", "conv_transpose", "linear", "matmul", "attention", "max_pool", "avg_pool", "global_pool", "add", "mul",
+    "activation", "batch_norm", "layer_norm", "group_norm", "softmax", "cat", "copy", "transpose", "interpolate",
+    "to_blocked", "to_plain",
 )  # fmt: skip
-SPATIAL_OPS = frozenset(OPS) - {"linear", "matmul", "layer_norm", "softmax"}
-TWO_SIDED = frozenset({"conv", "conv_transpose", "linear", "matmul"})
+SPATIAL_OPS = frozenset(OPS) - {"linear", "matmul", "attention", "layer_norm", "softmax"}
+TWO_SIDED = frozenset({"conv", "conv_transpose", "linear", "matmul", "attention"})
 """Operations whose channels in and out may differ freely; the others pass their channels through."""
 
 ACTIVATIONS = (
@@ -33,15 +34,17 @@ class Kernel:
     Attributes:
         op: one of ``OPS``.
         spatial: the input's size behind the channels, ``(H, W)`` for images; the number of rows (tokens)
-            for ``linear``, ``layer_norm`` and ``softmax``; ``(products, rows)`` for ``matmul``.
-        kernel_size: of the window; for ``interpolate`` the output's spatial size.
+            for ``linear``, ``layer_norm`` and ``softmax``; ``(products, rows)`` for ``matmul`` and ``attention``.
+        kernel_size: of the window; for ``interpolate`` the output's spatial size; for ``attention`` the number of
+            keys.
         stride, padding, dilation, output_padding: as torch has them; empty where they mean nothing.
-        group_width: input channels of one convolution group; None for a dense convolution, 1 for depthwise.
+        group_width: input channels of one convolution group; None for a dense convolution, 1 for depthwise; of
+            ``group_norm`` the channels of one group.
         group_out: output channels of one convolution group; None for a dense convolution.
         fused: what runs behind it in the same pass, in order, e.g. ``("add", "relu")``. For ``activation``
             itself, the one function.
-        plain: whether it reads the network's own input, which arrives in the framework's layout and not
-            in the runtime's blocked one.
+        plain: whether its input is in the framework's layout and not in the runtime's blocked one: of a
+            convolution because it is the network's own input, of others because their producer left it so.
     """
 
     op: str
@@ -80,6 +83,10 @@ class Kernel:
         """Kernels of one family have their steps at the same widths."""
         if self.op not in SPATIAL_OPS or len(self.spatial) != 2:
             return "rows"
+        if self.plain and self.op not in ("conv", "conv_transpose"):
+            return "copy"
+        if self.layout_only:
+            return "copy"
         if self.op in ("conv", "conv_transpose"):
             return self.op if self.group_width is None else "depthwise" if self.group_width == 1 else "grouped"
         if self.op in ("max_pool", "avg_pool", "global_pool"):
@@ -87,9 +94,14 @@ class Kernel:
         return "pointwise" if self.op in ("add", "activation", "batch_norm") else "copy"
 
     @property
+    def layout_only(self) -> bool:
+        """Whether it only moves a tensor between the framework's layout and the runtime's."""
+        return self.op in ("to_blocked", "to_plain")
+
+    @property
     def quantum(self) -> int:
         """The input channels come in multiples of this."""
-        return self.group_width or 1
+        return 4 if self.op == "to_blocked" else self.group_width or 1
 
     def c_out_of(self, c_in: int) -> int:
         """The output channels of a diagonal kernel."""

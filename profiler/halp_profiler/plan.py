@@ -26,6 +26,7 @@ class Plan:
         device: name of the device.
         threads, batch, precision: how it will run.
         max_error, time_budget_s: see ``sweep.run``.
+        backend, layout, l2: how it will run, see ``backends.backend_for``; None: the device's own choice.
     """
 
     ranges: tuple[KernelRange, ...]
@@ -35,12 +36,16 @@ class Plan:
     precision: str = "fp32"
     max_error: float = 0.02
     time_budget_s: float | None = None
+    backend: str | None = None
+    layout: str | None = None
+    l2: str | None = None
 
 
 def write(plan: Plan, path: str | Path) -> None:
     """Writes a plan in one step. Raises TableError where the file cannot be written."""
     path = Path(path)
-    data: dict[str, Any] = {"record": "sweep", "schema": SCHEMA, **vars(plan)}
+    data: dict[str, Any] = {"record": "sweep", "schema": SCHEMA}
+    data |= {name: value for name, value in vars(plan).items() if value is not None}
     data["ranges"] = [r.to_json() for r in plan.ranges]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,6 +84,7 @@ def _settings(path: Path, data: dict[str, Any]) -> dict[str, Any]:
     kinds: Sequence[tuple[str, type | tuple[type, ...], float]] = (
         ("device", str, 0), ("threads", int, 1), ("batch", int, 1), ("precision", str, 0),
         ("max_error", (int, float), 0), ("time_budget_s", (int, float), 0),
+        ("backend", str, 0), ("layout", str, 0), ("l2", str, 0),
     )  # fmt: skip
     out = {}
     for name, kind, low in kinds:

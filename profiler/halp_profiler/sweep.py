@@ -107,7 +107,9 @@ def run(
     if time_budget_s is not None and not time_budget_s > 0:
         raise UsageError("The sweep cannot start", f"time_budget_s is {time_budget_s}", "Give seconds above 0")
     refused = {r.kernel.key: why for r in ranges if (why := backend.refusal(r.kernel))}
-    wanted = [r for r in merged(ranges) if r.kernel.key not in refused]
+    companions = getattr(backend, "companions", None)
+    beside = companions(ranges) if companions else []
+    wanted = [r for r in merged([*ranges, *beside]) if r.kernel.key not in refused]
     known = tables.create_or_check(path, backend.header())
     log = _Log(backend, Path(path), {p.key: p for p in known.points}, progress, time_budget_s)
     asked = {"plan": _digest(wanted), "mode": mode, "max_error": max_error, "time_budget_s": time_budget_s}
@@ -236,24 +238,21 @@ def _adaptive(log: _Log, ranges: Sequence[KernelRange], max_error: float, rng: n
     reserve = 0.0 if log.budget_s is None else _SHARE_FOR_JUDGING * log.budget_s
     grids = {r.kernel: _coarse(r, log.backend.steps(r.kernel)) for r in ranges}
     ends = [q for r in ranges for q in _crossing(r.kernel, *(axis[0] for axis in grids[r.kernel]))]
-    log.measure(ends, must=True)
+    log.measure(_mixed(ends, rng), must=True)
     rest = [q for r in ranges for q in _crossing(r.kernel, *(sorted({*a, *b}) for a, b in grids[r.kernel]))]
-    in_time = log.measure(rest, must=False, until_left_s=reserve)
+    in_time = log.measure(_mixed(rest, rng), must=False, until_left_s=reserve)
     open_ranges = sorted(ranges, key=lambda r: -_dense_ms(log, r))  # the dearest kernels matter most
     while open_ranges and in_time:
-        again = []
-        for r in open_ranges:
-            if log.left_s() <= reserve:
-                in_time = False
-                break
-            if _refine(log, r, max_error, reserve):
-                again.append(r)
-        open_ranges = again
+        in_time, open_ranges = _refine(log, open_ranges, max_error, reserve)
     judges = [q for r in ranges for q in _held_out(log, r, rng)]
-    order = rng.permutation(len(judges))
-    log.measure([judges[i] for i in order], must=False, flag=HELD_OUT)
+    log.measure(_mixed(judges, rng), must=False, flag=HELD_OUT)
     _repair(log, ranges, max_error)
     return in_time
+
+
+def _mixed(requests: Sequence[Request], rng: np.random.Generator) -> list[Request]:
+    """In random order: what is measured together is then a bit of everything, as in a network."""
+    return [requests[i] for i in rng.permutation(len(requests))]
 
 
 def _repair(log: _Log, ranges: Sequence[KernelRange], max_error: float) -> None:
@@ -330,40 +329,57 @@ def _dense_ms(log: _Log, r: KernelRange) -> float:
     return point.median_ms if point else 0.0
 
 
-def _refine(log: _Log, r: KernelRange, max_error: float, reserve: float) -> bool:
-    """Tries the middle of every gap of a kernel's grid; where the surface is wrong there, a line is measured.
+def _refine(
+    log: _Log, ranges: Sequence[KernelRange], max_error: float, reserve: float
+) -> tuple[bool, list[KernelRange]]:
+    """Tries the middle of every gap of the kernels' grids; where a surface is wrong there, a line is measured.
 
     Returns:
-        Whether any gap was wrong, so that its halves are to be tried too.
+        Whether there was time for it, and the kernels in which a gap was wrong, so that its halves are to be tried.
     """
-    kernel, steps = r.kernel, log.backend.steps(r.kernel)
-    surface = log.surface(kernel)
+    probes = [p for r in ranges for p in _probes(log, r)]
+    if not log.measure([p.request for p in probes], must=False, until_left_s=reserve):
+        return False, list(ranges)
+    lines: list[Request] = []
+    wrong: dict[Kernel, KernelRange] = {}
+    for p in probes:
+        kernel, at = p.range.kernel, p.request
+        truth = log.points[(kernel, at.c_in, at.c_out)].median_ms
+        if abs(p.said_ms - truth) > max_error * max(truth, _SMALL * _dense_ms(log, p.range)):
+            wrong[kernel] = p.range
+            if not kernel.diagonal:
+                lines += _crossing(kernel, p.others, [at.c_out]) if p.axis else _crossing(kernel, [at.c_in], p.others)
+    return log.measure(lines, must=False, until_left_s=reserve), list(wrong.values())
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """The middle of a gap, what the surface says there, and the lines that would cross a new one."""
+
+    range: KernelRange
+    axis: int
+    request: Request
+    said_ms: float
+    others: tuple[int, ...]
+
+
+def _probes(log: _Log, r: KernelRange) -> list[_Probe]:
+    kernel, steps, surface = r.kernel, log.backend.steps(r.kernel), log.surface(r.kernel)
     full_in, full_out = int(surface.lines_in[-1]), int(surface.lines_out[-1])
-    least = _SMALL * _dense_ms(log, r)
-    wrong = False
-    for axis in (0, 1):
-        if axis == 1 and kernel.diagonal:
-            break
-        lines = surface.lines_out if axis else surface.lines_in
+    found = []
+    for axis in (0,) if kernel.diagonal else (0, 1):
+        lines, others = (surface.lines_in, surface.lines_out)[:: -1 if axis else 1]
         tried = {(p.c_out if axis else p.c_in) for p in log.points.values() if p.kernel == kernel}
         for middle in _middles(lines, steps, axis, kernel.quantum):
             if middle in tried:
                 continue
             if axis:
-                probe = Request(kernel, full_in, middle)
+                at = Request(kernel, full_in, middle)
             else:
-                probe = Request(kernel, middle, kernel.c_out_of(middle) if kernel.diagonal else full_out)
-            said = float(surface(probe.c_in, probe.c_out))
-            if not log.measure([probe], must=False, until_left_s=reserve):
-                return True
-            truth = log.points[(kernel, probe.c_in, probe.c_out)].median_ms
-            if abs(said - truth) > max_error * max(truth, least):
-                wrong = True
-                others = surface.lines_in if axis else surface.lines_out
-                line = _crossing(kernel, others, [middle]) if axis else _crossing(kernel, [middle], others)
-                if not kernel.diagonal and not log.measure(line, must=False, until_left_s=reserve):
-                    return True
-    return wrong
+                at = Request(kernel, middle, kernel.c_out_of(middle) if kernel.diagonal else full_out)
+            said = float(surface(at.c_in, at.c_out))
+            found.append(_Probe(r, axis, at, said, tuple(int(c) for c in others)))
+    return found
 
 
 def _middles(lines: np.ndarray, steps: Steps, axis: int, quantum: int) -> list[int]:

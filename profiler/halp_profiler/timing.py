@@ -69,24 +69,39 @@ def time_interleaved(
     Returns:
         label -> Timing, in the order of ``calls``; empty when there are no calls.
     """
+    samples = sample_interleaved(
+        calls, min_seconds=min_seconds, min_rounds=min_rounds, max_rounds=max_rounds, warmup=warmup, clock_ns=clock_ns
+    )
+    return {label: Timing.of(ms, unstable_over) for label, ms in samples.items()}
+
+
+def sample_interleaved(
+    calls: Mapping[str, Callable[[], object]],
+    *,
+    min_seconds: float = 0.2,
+    min_rounds: int = 10,
+    max_rounds: int = 10_000,
+    warmup: int = 2,
+    clock_ns: Callable[[], int] = time.perf_counter_ns,
+) -> dict[str, np.ndarray]:
+    """The samples themselves, in ms of one call, shape (rounds,); see ``time_interleaved``."""
     collecting = gc.isenabled()
     gc.disable()
     try:
-        return _time(calls, min_seconds, max(1, min_rounds), max_rounds, max(1, warmup), unstable_over, clock_ns)
+        return _samples(calls, min_seconds, max(1, min_rounds), max_rounds, max(1, warmup), clock_ns)
     finally:
         if collecting:
             gc.enable()
 
 
-def _time(
+def _samples(
     calls: Mapping[str, Callable[[], object]],
     min_seconds: float,
     min_rounds: int,
     max_rounds: int,
     warmup: int,
-    unstable_over: float,
     clock_ns: Callable[[], int],
-) -> dict[str, Timing]:
+) -> dict[str, np.ndarray]:
     plan: list[tuple[str, Callable[[], object], int, bool]] = []
     for label, call in calls.items():
         quickest = min(_elapsed(call, 1, clock_ns) for _ in range(warmup + 1))
@@ -102,7 +117,7 @@ def _time(
                 call()
             samples[label].append(_elapsed(call, repeats, clock_ns) / repeats / 1e6)
         rounds += 1
-    return {label: Timing.of(np.asarray(ms), unstable_over) for label, ms in samples.items()}
+    return {label: np.asarray(ms) for label, ms in samples.items()}
 
 
 def _elapsed(call: Callable[[], object], repeats: int, clock_ns: Callable[[], int]) -> int:

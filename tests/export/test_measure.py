@@ -11,6 +11,7 @@ from halp_iee.errors import ArtifactError, DataError, DeviceError, UnstableError
 from halp_iee.export.onnx import export_onnx
 from halp_iee.measure import latency, runtime
 from halp_iee.measure.accuracy import top1_onnx
+from halp_iee.measure.engine import bind, fixed_batch, random_feeds
 from halp_iee.measure.compare import compare_calls, compare_onnx, judge
 from halp_iee.measure.latency import fps, measure_onnx
 
@@ -119,19 +120,19 @@ def test_a_device_that_is_not_there_is_not_replaced_by_another(files):
 
 
 def test_random_inputs_repeat_with_their_seed_and_given_ones_are_checked(files):
-    session = runtime.session(files["open"])
-    one, two = (runtime.feeds_for(session, batch=3, seed=5) for _ in range(2))
+    engine = runtime.OnnxEngine.load(files["open"])
+    one, two = (random_feeds(engine.inputs, batch=3, seed=5) for _ in range(2))
     assert all(np.array_equal(one[name], two[name]) for name in one)
     assert next(iter(one.values())).shape == (3, 3, 32, 32)
-    assert runtime.fixed_batch(session) is None
-    assert runtime.fixed_batch(runtime.session(files["tiny"])) == 1
+    assert fixed_batch(engine) is None
+    assert fixed_batch(runtime.OnnxEngine.load(files["tiny"])) == 1
     for wrong in (
         np.zeros((1, 4, 32, 32)),
         [np.zeros((1, 3, 32, 32))] * 2,
         {"nope": np.zeros((1, 3, 32, 32))},
     ):
         with pytest.raises(UsageError, match="do not fit"):
-            runtime.bind(session, wrong)
+            bind(engine.inputs, wrong)
     with pytest.raises(UsageError, match="threads"):
         runtime.session(files["open"], threads=0)
 

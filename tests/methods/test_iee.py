@@ -66,7 +66,7 @@ def test_the_active_structure_is_the_same_to_the_bit_before_and_after_exploring(
             after = snapshot(model, optimizer)
             for name, old in before.items():
                 parameter = name.split("/")[0]
-                new = after[name][_index(positions[parameter], after[parameter].shape)]
+                new = after[name][_index(positions[parameter], after[parameter])]
                 assert torch.equal(new, old), (i, name)
                 compared += 1
     assert compared
@@ -86,7 +86,7 @@ def test_after_growing_the_survivors_are_still_what_they_were_before_exploring(w
             full = iee.elastic.positions(standing)
             iee.elastic.save_awake()
             for name, value in iee.elastic.store.items():
-                assert torch.equal(value[_index(full[name], value.shape)], before[name]), name
+                assert torch.equal(value[_index(full[name], value)], before[name]), name
 
 
 @pytest.mark.parametrize("target", [0.25, 0.4, 0.6, 0.9])

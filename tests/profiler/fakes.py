@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from halp_profiler.backends.base import Request
 from halp_profiler.kernel import Kernel
+from halp_profiler.records import Header, Point
 from halp_profiler.steps import Steps
-from halp_profiler.table import Header, Point
 
 CONV = Kernel("conv", (8, 8), (3, 3), (1, 1), (1, 1), fused=("relu",))
 DEPTHWISE = Kernel("conv", (8, 8), (3, 3), (1, 1), (1, 1), group_width=1, group_out=1)

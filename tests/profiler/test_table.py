@@ -7,7 +7,7 @@ import pytest
 
 from halp_profiler import table as tables
 from halp_profiler.errors import TableError
-from halp_profiler.table import Point
+from halp_profiler.records import Point
 from tests.profiler.fakes import CONV, LINEAR, header, point
 
 

@@ -184,14 +184,23 @@ def test_a_damaged_folder_is_refused_in_one_line_that_names_the_place(tmp_path, 
     assert "\n" not in str(caught.value)
 
 
-def test_an_image_cut_off_in_its_pixels_is_named_when_its_turn_comes(tmp_path):
+@pytest.mark.parametrize("kind", ["jpg", "bmp", "webp", "tif"])
+def test_an_image_cut_off_in_its_pixels_is_named_before_the_first_step(tmp_path, kind):
     folder_of_images(tmp_path, ["a", "b"], 10)
     rng = np.random.default_rng(0)
-    file = tmp_path / "a" / "0.jpg"
+    file = tmp_path / "a" / f"0.{kind}"
     Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(file)
+    load(f"imagefolder:{tmp_path}", image_size=16)
     file.write_bytes(file.read_bytes()[:-900])
+    with pytest.raises(DataError, match=rf"a/0\.{kind}"):
+        load(f"imagefolder:{tmp_path}", image_size=16)
+
+
+def test_an_image_that_breaks_after_it_was_looked_at_is_named_when_its_turn_comes(tmp_path):
+    folder_of_images(tmp_path, ["a", "b"], 10)
     data = load(f"imagefolder:{tmp_path}", image_size=16)
-    with pytest.raises(DataError, match=r"a/0\.jpg"):
+    (tmp_path / "a" / "3.png").write_bytes(b"gone")
+    with pytest.raises(DataError, match=r"a/3\.png"):
         list(data.train.batches(4)) + list(data.test.batches(4))
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from halp_iee.errors import CheckpointError, TrainingError, UsageError
-from halp_iee.train import CHECKPOINT, EventLog, Recipe, fit, make_optimizer
+from halp_iee.train import CHECKPOINT, EventLog, Method, Recipe, fit, make_optimizer
 from halp_iee.train.events import read
 
 STEPS = 4 * 4  # epochs x batches of 8 out of 33
@@ -26,17 +26,18 @@ def recipe(**changes) -> Recipe:
     return Recipe(**{"epochs": 4, "batch_size": 8, "lr": 0.05, **changes})
 
 
-class Narrowing:
+class Narrowing(Method):
     """Takes a channel away every third step, by replacing parameters as a real method does."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.model, self.optimizer, self.steps, self.asleep = model, optimizer, 0, torch.zeros(0)
 
-    def step(self) -> None:
+    def step(self) -> bool:
         self.steps += 1
         if self.steps % 3 == 0 and self.model.conv.out_channels > 2:
             self.asleep = torch.cat([self.asleep, self.model.conv.weight.detach()[-1].flatten()])
             self._resize(self.model.conv.out_channels - 1)
+        return self.steps % 3 == 0
 
     def _resize(self, width: int) -> None:
         model = self.model

@@ -8,7 +8,7 @@ in `ChannelGraph.unknown` and freezes what it reads.
 from __future__ import annotations
 
 from halp_iee.graph.labels import Step
-from halp_iee.graph.rules import contraction, elementwise, norm, reduction, shape
+from halp_iee.graph.rules import contraction, elementwise, norm, recurrent, reduction, shape, transforms, windows
 from halp_iee.graph.rules.base import Rule
 
 RULES: dict[str, Rule] = {
@@ -17,6 +17,9 @@ RULES: dict[str, Rule] = {
     **norm.RULES,
     **reduction.RULES,
     **shape.RULES,
+    **windows.RULES,
+    **transforms.RULES,
+    **recurrent.RULES,
 }
 """Operation name, in-place variants and overloads folded together -> its kind and rule."""
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from halp_iee.graph.calls import Ref
 from halp_iee.graph.labels import Axis, Label, Step
-from halp_iee.graph.rules.base import Rule, all_zero, broadcast
+from halp_iee.graph.rules.base import Rule
 
 
 def contract(step: Step, first: Axis | None, second: Axis | None) -> None:
@@ -191,22 +191,17 @@ def embedding(step: Step) -> None:
     step.emit([*step.label(step["indices"]), weight[1]])
 
 
-def conv_bias_free(step: Step) -> None:
+def outer(step: Step) -> None:
     """Outer product of vectors."""
     one, two = step.label(step["self"]), step.label(step["vec2"])
     step.emit([one[0], two[0]])
-
-
-def bilinear_add(step: Step) -> None:
-    """addmv and addr, treated as a sum of what they broadcast."""
-    step.emit(broadcast(step, step.call.refs, all_zero))
 
 
 RULES: dict[str, Rule] = {
     "aten::convolution": Rule("conv", convolution),
     "aten::_convolution": Rule("conv", convolution),
     "aten::mkldnn_convolution": Rule("conv", convolution),
-    **{f"aten::{name}": Rule("matmul", matmul) for name in ["mm", "bmm", "addmm", "baddbmm", "mv", "dot", "matmul"]},
+    **{f"aten::{name}": Rule("matmul", matmul) for name in ["mm", "bmm", "addmm", "baddbmm", "mv", "dot", "vdot", "matmul"]},
     "aten::linear": Rule("linear", linear),
     **{
         f"aten::{name}": Rule("attention", attention)
@@ -221,5 +216,5 @@ RULES: dict[str, Rule] = {
         ]
     },
     "aten::embedding": Rule("embedding", embedding),
-    "aten::outer": Rule("matmul", conv_bias_free),
+    "aten::outer": Rule("matmul", outer),
 }

@@ -168,14 +168,15 @@ ACTIVATIONS_MOVE = "sigmoid hardsigmoid softplus log_sigmoid_forward log_sigmoid
 UNARY_KEEP = (
     "neg abs sqrt square sin sinh asin asinh atan atanh tan erf expm1 log1p floor ceil round trunc sign sgn frac "
     "positive clone detach alias contiguous _to_copy to lift_fresh lift_fresh_copy dropout native_dropout "
-    "feature_dropout alpha_dropout nan_to_num deg2rad rad2deg conj _conj resolve_conj real _neg_view"
+    "feature_dropout alpha_dropout nan_to_num deg2rad rad2deg conj _conj resolve_conj real imag _neg_view "
     "_fw_primal lift alias_copy detach_copy"
 )
-UNARY_MOVE = "exp exp2 cos cosh acos logical_not bitwise_not isnan isinf isfinite signbit erfc bernoulli"
+UNARY_MOVE = "exp exp2 cos cosh acos logical_not bitwise_not isnan isinf isfinite signbit erfc bernoulli "
+    "uniform exponential random angle sinc"
 UNARY_BREAK = "log log2 log10 reciprocal rsqrt digamma lgamma logit erfinv"
 COMPARISONS = (
     "eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor __and__ __or__ "
-    "remainder fmod atan2 isclose heaviside copysign"
+    "remainder fmod atan2 isclose heaviside copysign logaddexp logaddexp2 xlogy polar"
 )
 
 RULES: dict[str, Rule] = {
@@ -190,7 +191,7 @@ RULES: dict[str, Rule] = {
     **_functions("activation", moves_zero, "threshold"),
     **_functions("elementwise", clamp, "clamp clamp_min clamp_max clip"),
     **_functions("elementwise", power, "pow"),
-    **_functions("add", add, "add sub rsub"),
+    **_functions("add", add, "add sub rsub hypot"),
     **_functions("maximum", extremum, "maximum minimum fmax fmin"),
     **_functions("mul", multiply, "mul"),
     **_functions("div", divide, "div true_divide floor_divide"),

@@ -92,44 +92,6 @@ def pad(step: Step) -> None:
         step.emit([None if axis is None else Axis(axis.atoms, axis.zero) for axis in label])
 
 
-def regions(step: Step) -> None:
-    """Pooling of boxes (K, 5) from a feature map (N, C, H, W) to (K, C, h, w): channels pass."""
-    label = step.label(step["input"])
-    step.freeze([label[0], *label[2:], *step.label(step["rois"])], "regions are cut from it")
-    step.emit([None, label[1], None, None])
-
-
-def recurrent(step: Step) -> None:
-    """A recurrent layer in one operation: the features it reads can go, all else keeps its size."""
-    label = step.label(step["input"])
-    reads = [ref for ref in step.call.refs if ref.id in _input_weights(step)]
-    for ref in step.call.refs:
-        if ref.id != step["input"].id:
-            axes, name = step.label(ref), step.source(ref)
-            step.freeze(axes[:-1] if ref in reads else axes, "belongs to a recurrent layer")
-            if name is not None and axes and axes[0] is not None and len(axes) > 1:
-                step.labels.produce(axes[0].atoms, name)
-    features = label[-1]
-    for ref in reads:
-        weight = step.label(ref)[-1]
-        met = step.meet(features, weight) if features is not None or weight is not None else None
-        if met is not None and weight is not None and not (met.zero or weight.zero):
-            step.freeze(met, "summed over where removed channels are not zero")
-    if not reads:
-        step.freeze(features, "belongs to a recurrent layer")
-    step.freeze(label[:-1], "a recurrent layer runs over it")
-
-
-def _input_weights(step: Step) -> set[int]:
-    """The weights of the first layer, by value id, that multiply the input: those named weight_ih_l0."""
-    found = set()
-    for ref in step.call.refs:
-        names = step.labels.capture.tensors.get(ref.id, ())
-        if any(name.rpartition(".")[2] in ("weight_ih_l0", "weight_ih_l0_reverse", "weight_ih") for name in names):
-            found.add(ref.id)
-    return found
-
-
 def vector_norm(step: Step) -> None:
     order = step["ord"] if step["ord"] is not None else step["p"]
     if isinstance(order, Ref) or (order is not None and order <= 0):
@@ -143,8 +105,6 @@ def _many(kind: str, rule: object, names: str) -> dict[str, Rule]:
 
 
 RULES: dict[str, Rule] = {
-    "torchvision::roi_align": Rule("avg_pool", regions),
-    "torchvision::roi_pool": Rule("max_pool", regions),
     **_many(
         "max_pool", spatial, "max_pool1d max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices "
         "max_pool1d_with_indices fractional_max_pool2d mkldnn_max_pool2d quantized_max_pool2d",
@@ -166,6 +126,5 @@ RULES: dict[str, Rule] = {
     **_many("reduce", statistic, "mean amax amin max min var std var_mean std_mean prod logsumexp argmax argmin "
             "median any all aminmax count_nonzero nanmean"),
     **_many("softmax", along, "_softmax softmax _log_softmax log_softmax _safe_softmax"),
-    **_many("along", along, "cumsum cumprod sort flip roll topk cummax cummin logcumsumexp"),
-    **_many("recurrent", recurrent, "lstm gru rnn_tanh rnn_relu mkldnn_rnn_layer _cudnn_rnn lstm_cell gru_cell"),
+    **_many("along", along, "cumsum cumprod sort argsort flip roll topk multinomial cummax cummin logcumsumexp"),
 }  # fmt: skip

@@ -50,6 +50,11 @@ def view(step: Step) -> None:
         return
     for part, (old, new) in enumerate(segments(before, after)):
         carried = [i for i in old if label[i] is not None]
+        if len(carried) > 1:  # what only repeats gives way to what carries channels
+            own = [i for i in carried if label[i].atoms[0] not in step.labels.repeated]  # type: ignore[union-attr]
+            for i in set(carried) - set(own or carried[-1:]):
+                step.freeze(label[i], "a number of repetitions")
+            carried = own or carried[-1:]
         if not carried:
             continue
         step.freeze([label[i] for i in carried[:-1]], "merged with another axis that carries channels")
@@ -120,6 +125,7 @@ def expand(step: Step) -> None:
         Axis(step.labels.fresh(new), False) if old == 1 and new > 1 and (i > 0 or weight) else axis
         for i, (axis, old, new) in enumerate(zip(label, sizes, out, strict=True))
     ]
+    step.labels.repeated |= {int(new.atoms[0]) for new, old in zip(grown, label, strict=True) if new and new is not old}
     step.emit(grown)
 
 

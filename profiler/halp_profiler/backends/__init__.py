@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from halp_profiler.backends.base import Backend
+from halp_profiler.backends.base import Backend, Settings
 from halp_profiler.devices import Device
 from halp_profiler.errors import DeviceError, UsageError
 
@@ -10,38 +10,55 @@ SOURCES = ("measured", "modelled")
 
 
 def backend_for(
-    device: Device, *, source: str | None = None, threads: int = 1, batch: int = 1, precision: str = "fp32"
+    device: Device,
+    *,
+    source: str | None = None,
+    threads: int = 1,
+    batch: int = 1,
+    precision: str = "fp32",
+    backend: str | None = None,
+    layout: str | None = None,
+    l2: str = "warm",
 ) -> Backend:
     """The backend of a device.
 
     Args:
         device: for which device.
-        source: ``measured`` or ``modelled``; None: measured where that can be done, else modelled.
-        threads: of the runtime, on a CPU.
-        batch: images per call.
-        precision: ``fp32``; modelled devices know more.
+        source: ``measured`` or ``modelled``; None: measured where the device is attached, else modelled.
+        threads, batch, precision, layout, l2: see ``Settings``.
+        backend: one of ``catalogue.CATALOGUE``, or ``modelled``; None: the first that can time the device.
 
     Raises:
-        UsageError: an impossible setting.
+        UsageError: an impossible setting, or one that the backend does not have.
         DeviceError: the source asks for what cannot be done with this device, or the runtime is missing.
     """
     if source is not None and source not in SOURCES:
         raise UsageError("The source is not known", f"it is {source!r}", "Use measured or modelled")
-    if threads < 1 or batch < 1:
-        raise UsageError("The device cannot be profiled", f"{threads} threads, batch {batch}", "Use 1 or more of both")
-    if device.kind == "cpu":
-        if source == "modelled":
-            raise DeviceError(f"{device.label} cannot be modelled", "there is no datasheet for it", "Measure it")
-        if precision != "fp32":
-            raise UsageError("The CPU is profiled in fp32 only", f"precision is {precision!r}", "Use fp32")
-        from halp_profiler.backends.ort_cpu import OrtCpu
+    settings = Settings(threads, batch, precision, layout, l2)
+    if backend == "modelled" and source == "measured":
+        raise UsageError("The source is not known", "a modelled device was to be measured", "Choose one of the two")
+    if source == "modelled" or backend == "modelled" or not (device.attached or source or backend):
+        return _modelled(device, settings)
+    if not device.attached:
+        raise DeviceError(
+            f"{device.label} cannot be measured", "it is not attached to this machine",
+            "Leave --source and --backend out for a modelled table",
+        )  # fmt: skip
+    from halp_profiler.backends.catalogue import choose
 
-        return OrtCpu(threads=threads, batch=batch)
-    if source == "measured":
-        why = "attached GPUs cannot be timed yet" if device.attached else "it is not attached to this machine"
-        raise DeviceError(f"{device.label} cannot be measured", why, "Leave the source out for a modelled table")
+    entry = choose(device, backend)
+    if precision not in entry.precisions:
+        raise UsageError(
+            f"{entry.name} does not run in {precision}", f"it knows {', '.join(entry.precisions)}",
+            "Choose one of these, or another backend",
+        )  # fmt: skip
+    return entry.make(device, settings)
+
+
+def _modelled(device: Device, settings: Settings) -> Backend:
     if device.datasheet is None:
-        raise DeviceError(f"{device.label} cannot be modelled", "there is no datasheet for it", "Name another device")
+        what = "Measure it" if device.attached else "Name another device"
+        raise DeviceError(f"{device.label} cannot be modelled", "there is no datasheet for it", what)
     from halp_profiler.backends.modelled import Modelled
 
-    return Modelled(device.datasheet, batch=batch, precision=precision)
+    return Modelled(device.datasheet, batch=settings.batch, precision=settings.precision)

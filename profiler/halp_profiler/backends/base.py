@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from halp_profiler.errors import UsageError
 from halp_profiler.kernel import Kernel
+from halp_profiler.records import Header, Point
 from halp_profiler.steps import Steps
-from halp_profiler.table import Header, Point
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,45 @@ class Request:
     kernel: Kernel
     c_in: int
     c_out: int
+
+
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
+LAYOUTS = ("nchw", "nhwc")
+CACHES = ("warm", "cold")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How kernels run; a table holds one setting.
+
+    Attributes:
+        threads: of the runtime, on a CPU.
+        batch: images per call.
+        precision: one of ``PRECISIONS``; ``tf32`` is fp32 data multiplied in tensor cores.
+        layout: ``nhwc`` is channels-last; None: the backend's own choice.
+        l2: on a GPU, whether a kernel finds its data in the second-level cache (``warm``) or not (``cold``).
+
+    Raises:
+        UsageError: an impossible value.
+    """
+
+    threads: int = 1
+    batch: int = 1
+    precision: str = "fp32"
+    layout: str | None = None
+    l2: str = "warm"
+
+    def __post_init__(self) -> None:
+        if self.threads < 1 or not 1 <= self.batch <= 1 << 16:
+            why = f"{self.threads} threads, batch {self.batch}"
+            raise UsageError("The device cannot be profiled", why, "Use 1 or more threads, and a batch of 1 to 65536")
+        for name, value, known in (
+            ("precision", self.precision, PRECISIONS), ("layout", self.layout or "nchw", LAYOUTS),
+            ("L2 state", self.l2, CACHES),
+        ):  # fmt: skip
+            if value not in known:
+                why = f"{name} is {value!r}"
+                raise UsageError("The device cannot be profiled", why, f"Use one of {', '.join(known)}")
 
 
 class Backend(Protocol):

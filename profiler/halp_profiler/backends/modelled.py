@@ -10,8 +10,8 @@ from halp_profiler.datasheet import Datasheet
 from halp_profiler.errors import UsageError
 from halp_profiler.geometry import output_spatial
 from halp_profiler.kernel import Kernel
+from halp_profiler.records import Header, Point
 from halp_profiler.steps import Steps
-from halp_profiler.table import Header, Point
 
 _TILES = ((128, 128, 0.80), (128, 64, 0.75), (64, 64, 0.68), (128, 32, 0.60), (64, 32, 0.52), (8, 32, 0.15))
 """(rows, columns, share of the peak it reaches): larger tiles load fewer operands a multiplication."""

@@ -32,9 +32,11 @@ class Drawing:
     weights: list[onnx.TensorProto] = field(default_factory=list)
     inputs: list[onnx.ValueInfoProto] = field(default_factory=list)
     outputs: list[onnx.ValueInfoProto] = field(default_factory=list)
+    prefix: str = ""
+    """Goes before every name, so that a runtime's report says which part a node belongs to."""
 
     def node(self, op: str, inputs: Sequence[str], **attrs: Any) -> str:
-        out = f"t{len(self.nodes)}"
+        out = f"{self.prefix}t{len(self.nodes)}"
         self.nodes.append(helper.make_node(op, list(inputs), [out], name=out, **attrs))
         return out
 
@@ -62,18 +64,43 @@ class Drawing:
 def build(kernel: Kernel, c_in: int, c_out: int, batch: int) -> onnx.ModelProto:
     """The network that holds one kernel; its inputs are ``probe_x`` (or ``x``) and, for two-sided ones, ``probe_z``."""
     d = Drawing()
-    first = _first_part(c_in) if kernel.op == "cat" else c_in
+    first = first_part(c_in) if kernel.op == "cat" else c_in
     x = _source(d, "x", kernel, input_shape(kernel, first, batch))
-    y = _BUILDERS[kernel.op](d, kernel, x, c_in, c_out, batch)
-    for name in () if kernel.op == "activation" else kernel.fused:
-        if name == "add":
-            y = d.node("Add", [y, _source(d, "z", kernel, output_shape(kernel, c_out, batch))])
-        else:
-            y = activation(d, name, y)
+    y = operation(d, kernel, [x, *_others(d, kernel, c_in, c_out, batch)], c_in, c_out, batch)
+    residual = "add" in kernel.fused and kernel.op != "activation"
+    y = fuse(d, kernel, y, [_source(d, "z", kernel, output_shape(kernel, c_out, batch))] if residual else [])
     if has_next(kernel):
         y = d.node("Conv", [y, d.weight((16, c_out, 1, 1))], kernel_shape=[1, 1])
     d.output(y)
     return d.model()
+
+
+def operation(d: Drawing, kernel: Kernel, operands: Sequence[str], c_in: int, c_out: int, batch: int) -> str:
+    """The kernel's own operation on ``operands``, the input first; without what is fused behind it."""
+    return _BUILDERS[kernel.op](d, kernel, operands, c_in, c_out, batch)
+
+
+def fuse(d: Drawing, kernel: Kernel, y: str, residual: Sequence[str]) -> str:
+    """What is fused behind the operation; ``residual`` holds what is added, if anything."""
+    for name in () if kernel.op == "activation" else kernel.fused:
+        y = d.node("Add", [y, residual[0]]) if name == "add" else activation(d, name, y)
+    return y
+
+
+def _others(d: Drawing, k: Kernel, c_in: int, c_out: int, batch: int) -> list[str]:
+    """The further operands of what has several."""
+    if k.op == "mul":  # the common multiplication is a gate: one factor a channel, as in squeeze-and-excite
+        return [d.input("z", (batch, c_in, *(1 for _ in k.spatial)))]
+    if k.op == "matmul":
+        return [d.input("z", (batch, *k.spatial[:-1], c_in, c_out))]
+    if k.op == "attention":
+        heads, keys = k.spatial[0], k.kernel_size[0]
+        return [d.input("k", (batch, heads, keys, c_in)), d.input("v", (batch, heads, keys, c_out))]
+    if k.op == "add":
+        return [_source(d, "z", k, input_shape(k, c_in, batch))]
+    if k.op == "cat":
+        return [_source(d, "z", k, (batch, c_in - first_part(c_in), *k.spatial))]
+    return []
 
 
 def has_next(kernel: Kernel) -> bool:
@@ -131,7 +158,7 @@ def activation(d: Drawing, name: str, x: str) -> str:
             return d.node({"sigmoid": "Sigmoid", "tanh": "Tanh", "leaky_relu": "LeakyRelu", "elu": "Elu"}[name], [x])
 
 
-def _conv(d: Drawing, k: Kernel, x: str, c_in: int, c_out: int, batch: int) -> str:
+def _conv(d: Drawing, k: Kernel, xs: Sequence[str], c_in: int, c_out: int, batch: int) -> str:
     stride, padding, dilation = geometry(k)
     groups = c_in // k.group_width if k.group_width else 1
     attrs: dict[str, Any] = {
@@ -140,75 +167,99 @@ def _conv(d: Drawing, k: Kernel, x: str, c_in: int, c_out: int, batch: int) -> s
     }  # fmt: skip
     if k.op == "conv":
         w = d.weight((c_out, c_in // groups, *k.kernel_size))
-        return d.node("Conv", [x, w, d.weight((c_out,))], **attrs)
+        return d.node("Conv", [xs[0], w, d.weight((c_out,))], **attrs)
     w = d.weight((c_in, c_out // groups, *k.kernel_size))
     attrs["output_padding"] = k.output_padding or (0,) * len(k.kernel_size)
-    return d.node("ConvTranspose", [x, w, d.weight((c_out,))], **attrs)
+    return d.node("ConvTranspose", [xs[0], w, d.weight((c_out,))], **attrs)
 
 
-def _linear(d: Drawing, k: Kernel, x: str, c_in: int, c_out: int, batch: int) -> str:
+def _linear(d: Drawing, k: Kernel, xs: Sequence[str], c_in: int, c_out: int, batch: int) -> str:
     if not k.spatial:
-        return d.node("Gemm", [x, d.weight((c_out, c_in)), d.weight((c_out,))], transB=1)
-    return d.node("Add", [d.node("MatMul", [x, d.weight((c_in, c_out))]), d.weight((c_out,))])
+        return d.node("Gemm", [xs[0], d.weight((c_out, c_in)), d.weight((c_out,))], transB=1)
+    return d.node("Add", [d.node("MatMul", [xs[0], d.weight((c_in, c_out))]), d.weight((c_out,))])
 
 
-def _matmul(d: Drawing, k: Kernel, x: str, c_in: int, c_out: int, batch: int) -> str:
-    return d.node("MatMul", [x, d.input("z", (batch, *k.spatial[:-1], c_in, c_out))])
+def _attention(d: Drawing, k: Kernel, xs: Sequence[str], c_in: int, c_out: int, batch: int) -> str:
+    """Scaled dot-product attention as torch's exporter writes it."""
+    scale = d.constant(np.asarray(c_in**-0.25, np.float32))
+    q = d.node("Mul", [xs[0], scale])
+    keys = d.node("Mul", [d.node("Transpose", [xs[1]], perm=[0, 1, 3, 2]), scale])
+    return d.node("MatMul", [d.node("Softmax", [d.node("MatMul", [q, keys])], axis=-1), xs[2]])
 
 
-def _pool(d: Drawing, k: Kernel, x: str, c_in: int, c_out: int, batch: int) -> str:
+def _pool(d: Drawing, k: Kernel, xs: Sequence[str], c_in: int, c_out: int, batch: int) -> str:
     stride, padding, _ = geometry(k)
     op = {"max_pool": "MaxPool", "avg_pool": "AveragePool"}[k.op]
     extra = {} if k.op == "max_pool" else {"count_include_pad": 1}
-    return d.node(op, [x], kernel_shape=k.kernel_size, strides=stride, pads=(*padding, *padding), **extra)
+    return d.node(op, xs[:1], kernel_shape=k.kernel_size, strides=stride, pads=(*padding, *padding), **extra)
 
 
-def _batch_norm(d: Drawing, k: Kernel, x: str, c_in: int, c_out: int, batch: int) -> str:
-    return d.node("BatchNormalization", [x, *(d.weight((c_in,), positive=True) for _ in range(4))])
+def _global_pool(d: Drawing, k: Kernel, xs: Sequence[str], c_in: int, c_out: int, batch: int) -> str:
+    """As torch's exporter writes it, which is no pooling operator."""
+    axes = d.constant(np.arange(2, 2 + len(k.spatial), dtype=np.int64))
+    return d.node("ReduceMean", [xs[0], axes], keepdims=1)
 
 
-def _layer_norm(d: Drawing, k: Kernel, x: str, c_in: int, c_out: int, batch: int) -> str:
-    return d.node("LayerNormalization", [x, d.weight((c_in,)), d.weight((c_in,))], axis=-1)
+def _batch_norm(d: Drawing, k: Kernel, xs: Sequence[str], c_in: int, c_out: int, batch: int) -> str:
+    return d.node("BatchNormalization", [xs[0], *(d.weight((c_in,), positive=True) for _ in range(4))])
 
 
-def _mul(d: Drawing, k: Kernel, x: str, c_in: int, c_out: int, batch: int) -> str:
-    # The common multiplication is a gate: one factor a channel, as in squeeze-and-excite.
-    return d.node("Mul", [x, d.input("z", (batch, c_in, *(1 for _ in k.spatial)))])
+def _layer_norm(d: Drawing, k: Kernel, xs: Sequence[str], c_in: int, c_out: int, batch: int) -> str:
+    return d.node("LayerNormalization", [xs[0], d.weight((c_in,)), d.weight((c_in,))], axis=-1)
 
 
-def _add(d: Drawing, k: Kernel, x: str, c_in: int, c_out: int, batch: int) -> str:
-    return d.node("Add", [x, _source(d, "z", k, input_shape(k, c_in, batch))])
+def _group_norm(d: Drawing, k: Kernel, xs: Sequence[str], c_in: int, c_out: int, batch: int) -> str:
+    """As torch's exporter writes it: an instance normalisation of the groups, then a scale and a shift a channel."""
+    groups = c_in // (k.group_width or c_in)
+    flat = d.node("Reshape", [xs[0], d.constant(np.asarray([batch, groups, -1], np.int64))])
+    one, zero = (d.constant(np.full(groups, v, np.float32)) for v in (1, 0))
+    back = d.constant(np.asarray([batch, c_in, *k.spatial], np.int64))
+    y = d.node("Reshape", [d.node("InstanceNormalization", [flat, one, zero]), back])
+    shape = (c_in, *(1 for _ in k.spatial))
+    return d.node("Add", [d.node("Mul", [y, d.weight(shape)]), d.weight(shape)])
 
 
-def _cat(d: Drawing, k: Kernel, x: str, c_in: int, c_out: int, batch: int) -> str:
-    rest = _source(d, "z", k, (batch, c_in - _first_part(c_in), *k.spatial))
-    return d.node("Concat", [x, rest], axis=1)
+def _copy(d: Drawing, k: Kernel, xs: Sequence[str], c_in: int, c_out: int, batch: int) -> str:
+    """Moves every value once, as a slice, a split, a padding or a roll does."""
+    edge = [0] * (2 + len(k.spatial))
+    pads = d.constant(np.asarray([*edge, 0, 1, *edge[2:]], np.int64))
+    return d.node("Pad", [xs[0], pads])
 
 
-def _first_part(channels: int) -> int:
+def _transpose(d: Drawing, k: Kernel, xs: Sequence[str], c_in: int, c_out: int, batch: int) -> str:
+    """Brings the last axis before the others, as a permutation or a channel shuffle does."""
+    n = 2 + len(k.spatial)
+    return d.node("Transpose", xs[:1], perm=[0, n - 1, *range(1, n - 1)])
+
+
+def first_part(channels: int) -> int:
     """About half, in whole blocks where that is possible: a copy costs what it moves, however it is divided."""
     return channels // 2 // 16 * 16 or max(1, channels // 2)
 
 
-def _interpolate(d: Drawing, k: Kernel, x: str, c_in: int, c_out: int, batch: int) -> str:
+def _interpolate(d: Drawing, k: Kernel, xs: Sequence[str], c_in: int, c_out: int, batch: int) -> str:
     scales = [1.0, 1.0, *(o / i for o, i in zip(k.kernel_size, k.spatial, strict=True))]
-    return d.node("Resize", [x, "", d.constant(np.asarray(scales, np.float32))], mode="nearest")
+    return d.node("Resize", [xs[0], "", d.constant(np.asarray(scales, np.float32))], mode="nearest")
 
 
 _BUILDERS = {
     "conv": _conv,
     "conv_transpose": _conv,
     "linear": _linear,
-    "matmul": _matmul,
+    "matmul": lambda d, k, xs, i, o, b: d.node("MatMul", xs),
+    "attention": _attention,
     "max_pool": _pool,
     "avg_pool": _pool,
-    "global_pool": lambda d, k, x, i, o, b: d.node("GlobalAveragePool", [x]),
-    "add": _add,
-    "mul": _mul,
-    "activation": lambda d, k, x, i, o, b: activation(d, k.fused[0], x),
+    "global_pool": _global_pool,
+    "add": lambda d, k, xs, i, o, b: d.node("Add", xs),
+    "mul": lambda d, k, xs, i, o, b: d.node("Mul", xs),
+    "activation": lambda d, k, xs, i, o, b: activation(d, k.fused[0], xs[0]),
     "batch_norm": _batch_norm,
     "layer_norm": _layer_norm,
-    "softmax": lambda d, k, x, i, o, b: d.node("Softmax", [x], axis=-1),
-    "cat": _cat,
+    "group_norm": _group_norm,
+    "softmax": lambda d, k, xs, i, o, b: d.node("Softmax", xs[:1], axis=-1),
+    "cat": lambda d, k, xs, i, o, b: d.node("Concat", xs, axis=1),
+    "copy": _copy,
+    "transpose": _transpose,
     "interpolate": _interpolate,
 }

@@ -1,0 +1,266 @@
+"""Record the operations that run: a dispatch mode below every composite function, a function mode above them."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.modules import module as nn_module
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from halp_iee.graph.calls import Call, Capture, Ref, refs_in
+from halp_iee.graph.sandbox import map_tensors
+from halp_iee.graph.shadow import READS, LooksAtDataError, Shadows, traits
+
+class ModuleStack:
+    """The qualified names of the modules whose forward is running, outermost first."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._names = {id(module): name for name, module in reversed(list(model.named_modules()))}
+        self._stack: list[tuple[int, str]] = []
+
+    @property
+    def current(self) -> str:
+        return self._stack[-1][1] if self._stack else ""
+
+    def _enter(self, module: nn.Module, _args: Any) -> None:
+        name = self._names.get(id(module))
+        if name is not None:
+            self._stack.append((id(module), name))
+
+    def _leave(self, module: nn.Module, _args: Any, _result: Any) -> None:
+        # On an exception this is not called: the stack then tells where it happened.
+        # A network that catches the exception itself leaves entries to be dropped here.
+        while any(entry == id(module) for entry, _ in self._stack):
+            if self._stack.pop()[0] == id(module):
+                return
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        handles = [
+            nn_module.register_module_forward_pre_hook(self._enter),
+            nn_module.register_module_forward_hook(self._leave),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+@functools.cache
+def _parameters(func: Any) -> tuple[tuple[str, Any], ...]:
+    """Names and defaults of an operation's arguments, in order."""
+    return tuple(
+        (argument.name, argument.default_value if argument.has_default_value() else None)
+        for argument in func._schema.arguments
+    )
+
+
+def bind(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments by their schema names, with the schema's defaults."""
+    bound: dict[str, Any] = {}
+    given = len(args)
+    for position, (name, default) in enumerate(_parameters(func)):
+        bound[name] = args[position] if position < given else kwargs.get(name, default)
+    return bound
+
+
+@functools.cache
+def returns_tensor(func: Any) -> bool:
+    """Whether an operation makes tensors, by its schema."""
+    return any("Tensor" in str(item.type) for item in func._schema.returns)
+
+
+@functools.cache
+def _names(func: Any) -> tuple[str, str]:
+    """The names of an operation without and with its overload."""
+    return func._schema.name, str(func)
+
+
+class Recorder(TorchDispatchMode):
+    """Records every operation below it into a `Capture`.
+
+    Args:
+        shadows: executes the operations on shapes alone; None: they run as they are.
+    """
+
+    def __init__(self, capture: Capture, modules: ModuleStack, shadows: Shadows | None = None) -> None:
+        super().__init__()
+        self.capture = capture
+        self.modules = modules
+        self.shadows = shadows
+        self._ids: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._sharing: dict[int, tuple[StorageWeakRef, list[int]]] = {}
+        self._storage_of: dict[int, int] = {}
+        self._constants: list[Tensor] = []
+        self.paused = False
+        self.told: tuple[Any, ...] = ()  # the arguments of the Python-level function that is running
+
+    @property
+    def position(self) -> int:
+        """How many operations have run."""
+        return len(self.capture.calls)
+
+    def add(self, tensor: Tensor, *, active: bool, sources: tuple[str, ...] = ()) -> int:
+        capture = self.capture
+        value = len(capture.shapes)
+        capture.shapes.append(tuple(tensor.shape))
+        capture.active.append(active)
+        capture.sources.append(sources)
+        capture.kinds.append((tensor.dtype, tensor.device))
+        capture.strides.append(tuple(tensor.stride()) if tensor.layout == torch.strided else ())
+        self._ids[tensor] = value
+        with contextlib.suppress(RuntimeError, NotImplementedError):
+            storage = tensor.untyped_storage()
+            address = storage._cdata
+            self._storage_of[value] = address
+            known = self._sharing.get(address)
+            if known is None:
+                # The weak reference keeps the address from being used again.
+                self._sharing[address] = (StorageWeakRef(storage), [value])
+            else:
+                known[1].append(value)
+        return value
+
+    def ref(self, tensor: Tensor) -> Ref:
+        value = self._ids.get(tensor)
+        if value is None:
+            self._constants.append(tensor)  # alive, or its id could be used again
+            value = self.add(tensor, active=False)
+        return Ref(value)
+
+    def value_of(self, tensor: Tensor) -> int | None:
+        return self._ids.get(tensor)
+
+    def perform(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """The result of an operation, by its kernel or on shadows."""
+        return func(*args, **kwargs) if self.shadows is None else self.shadows(func, args, kwargs)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self.paused or not returns_tensor(func):
+            return self.perform(func, args, kwargs)
+        bound = {name: map_tensors(value, self.ref) for name, value in bind(func, args, kwargs).items()}
+        result = self.execute(func, args, kwargs, bound)
+        written = traits(func).written
+        mutated = [ref.id for name in written for ref in refs_in(bound[name])]
+        name, overload = _names(func)
+        self.record(name, overload, bound, result, mutated)
+        return result
+
+    def whole(self, name: str, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run a Python-level function as one recorded operation."""
+        signature = inspect.signature(func).bind(*args, **kwargs)
+        signature.apply_defaults()
+        bound = {key: map_tensors(value, self.ref) for key, value in signature.arguments.items()}
+        self.paused = True
+        try:
+            result = self.execute(func, args, kwargs, bound)
+        finally:
+            self.paused = False
+        self.record(name, str(func), bound, result, [])
+        return result
+
+    def execute(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], bound: dict[str, Any]) -> Any:
+        # A function that is recorded whole is Python: its own operations come back here, one by one.
+        return func(*args, **kwargs) if self.paused else self.perform(func, args, kwargs)
+
+    def rescue(self, begin: int, error: Exception, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """What a function that failed on these arguments returns instead; here nothing can be done."""
+        raise error
+
+    def literal(self, value: Any) -> None:
+        """A number, or a list of numbers, that becomes a tensor."""
+        self.capture.literals.append(value)
+
+    def record(self, name: str, overload: str, bound: dict[str, Any], result: Any, mutated: list[int]) -> None:
+        capture = self.capture
+        returned = result if isinstance(result, (list, tuple)) else (result,)
+        if not any(isinstance(item, Tensor) for item in returned):
+            return
+        refs = [ref.id for value in bound.values() for ref in refs_in(value)]
+        active = any(capture.active[value] for value in refs)
+        sources: tuple[str, ...] = ()
+        if not active:
+            sources = tuple(dict.fromkeys(name for value in refs for name in capture.sources[value]))
+        # Whatever shares the storage now depends on what was written into it.
+        aliases = [
+            other
+            for value in mutated
+            if value in self._storage_of
+            for other in self._sharing[self._storage_of[value]][1]
+        ]
+        for value in aliases:
+            capture.active[value] |= active
+        outputs = tuple(
+            self.add(item, active=active, sources=sources) if isinstance(item, Tensor) else None for item in returned
+        )
+        capture.calls.append(
+            Call(
+                index=capture.first + len(capture.calls),
+                name=name[:-1] if mutated and name.endswith("_") else name,
+                args=bound,
+                outputs=outputs,
+                module=self.modules.current,
+                overload=overload,
+                mutated=tuple(aliases),
+            )
+        )
+
+
+WHOLE = {nn.functional.rms_norm: "aten::rms_norm"}
+"""Functions recorded as one operation, because their parts cannot be seen to belong together."""
+
+
+LITERALS = frozenset({torch.tensor, torch.as_tensor, torch.scalar_tensor})
+"""Functions that turn Python's numbers into tensors, where no operation shows them."""
+
+
+def name_of(func: Any) -> str:
+    """A function's name, the same in every run."""
+    return str(getattr(func, "__name__", func))
+
+
+class Functions(TorchFunctionMode):
+    """Notes which operations each Python-level function consists of."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        recorder = self.recorder
+        begin = recorder.position
+        name = WHOLE.get(func)
+        if recorder.shadows is not None and func in READS and recorder.shadows.holds(args[0]):
+            raise LooksAtDataError(f"{func.__name__} hands out a tensor's memory")
+        if func in LITERALS and args and isinstance(args[0], (int, float, list, tuple)) and not recorder.paused:
+            recorder.literal(args[0])
+        outer, recorder.told = recorder.told, args
+        try:
+            if name is not None and not recorder.paused:
+                result = recorder.whole(name, func, args, kwargs or {})
+            else:
+                result = func(*args, **(kwargs or {}))
+        except LooksAtDataError:
+            raise
+        except Exception as error:
+            return recorder.rescue(begin, error, func, args, kwargs or {})
+        finally:
+            recorder.told = outer
+        if recorder.position > begin:
+            recorder.capture.functions[begin, name_of(func)] = (recorder.position, map_tensors(result, recorder.ref))
+        return result

@@ -1,0 +1,107 @@
+"""What each kernel of a network costs in ONNX Runtime, from the runtime's own report on every node that it runs."""
+
+from __future__ import annotations
+
+import gc
+import json
+import re
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from halp_profiler.backends.base import Request
+from halp_profiler.backends.onnx_scenes import shapes_of
+
+_NAME = re.compile(r"([skn])(\d+)_")
+_REORDER = {"to_blocked": "ReorderInput", "to_plain": "ReorderOutput"}
+_SUFFIX = "_kernel_time"
+
+
+class NodeReport:
+    """Runs networks made of scenes and adds up, scene by scene, what their kernels took.
+
+    The runtime's report has whole microseconds. A mean over runs is finer than that, because where in a
+    microsecond a node begins is chance.
+
+    Args:
+        sessions: makes sessions; see ``OrtSessions``.
+        node_ms: what the report itself adds to each node, in ms; subtracted.
+    """
+
+    def __init__(self, sessions: Any, node_ms: float = 0.0) -> None:
+        self._sessions, self.node_ms = sessions, node_ms
+        self._folder = tempfile.TemporaryDirectory(prefix="halp-", ignore_cleanup_errors=True)
+
+    def run(self, model: Any, requests: Sequence[Request], *, min_rounds: int, min_seconds: float) -> np.ndarray:
+        """Latency of every scene's kernel in ms, shape (rounds, scenes).
+
+        Args:
+            model: of ``onnx_scenes.build(requests)``.
+            requests: one a scene.
+            min_rounds: runs, after three that are not counted ...
+            min_seconds: ... and until this much time is spent.
+        """
+        runs = self._runs(model, min_rounds, min_seconds)
+        return np.stack([self._scenes(run, requests) for run in runs])
+
+    def whole(self, model: Any, *, min_rounds: int) -> tuple[float, int]:
+        """The median of what all nodes take together, in ms as reported, and the number of nodes."""
+        runs = self._runs(model, min_rounds, 0.0)
+        return float(np.median([sum(ms for *_, ms in run) for run in runs])), len(runs[0])
+
+    def _runs(self, model: Any, min_rounds: int, min_seconds: float) -> list[list[tuple[str, str, float]]]:
+        session = self._sessions.reported(model, str(Path(self._folder.name) / "report"))
+        call = self._sessions.bind(session, shapes_of(model))
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            for _ in range(2):
+                call()
+            start, rounds = time.perf_counter(), 0
+            while rounds < min_rounds or time.perf_counter() - start < min_seconds:
+                call()
+                rounds += 1
+        finally:
+            if collecting:
+                gc.enable()
+        path = Path(session.end_profiling())
+        report = json.loads(path.read_bytes())
+        path.unlink()
+        return _runs(report)[-rounds:]
+
+    def _scenes(self, run: Sequence[tuple[str, str, float]], requests: Sequence[Request]) -> np.ndarray:
+        total = np.zeros(len(requests))
+        part, scene = "", -1
+        for name, op, ms in run:
+            if found := _NAME.match(name):
+                part, scene = found[1], int(found[2])
+            if scene < 0:
+                continue
+            wanted = _REORDER.get(requests[scene].kernel.op)
+            if op == wanted if wanted else part == "k" and op not in _REORDER.values():
+                total[scene] += ms - self.node_ms
+        return np.maximum(total, 0.0)
+
+
+def _runs(report: Sequence[Mapping[str, Any]]) -> list[list[tuple[str, str, float]]]:
+    """Of every run of the network its nodes in order: name, operator, ms."""
+    nodes = [
+        (e["ts"], e["name"].removesuffix(_SUFFIX), e["args"]["op_name"], e["dur"] / 1e3)
+        for e in report
+        if e.get("cat") == "Node" and e["name"].endswith(_SUFFIX)
+    ]
+    nodes.sort(key=lambda n: n[0])
+    seen: dict[str, int] = defaultdict(int)
+    runs: list[list[tuple[str, str, float]]] = []
+    for _, name, op, ms in nodes:
+        at = seen[name]
+        seen[name] += 1
+        if at == len(runs):
+            runs.append([])
+        runs[at].append((name, op, ms))
+    return runs

@@ -1,0 +1,463 @@
+"""IEE against HALP, Torch-Pruning and uniform width scaling: equal epochs, equal measured latency, several seeds.
+
+    python tools/bench_training.py next --work DIR      does one run that is still missing; exits 3 when none is
+    python tools/bench_training.py measure --work DIR   times all networks once more, in one go, on a quiet machine
+    python tools/bench_training.py report --work DIR    writes docs/results/training.md
+
+Every run adds one JSON line to DIR/runs.jsonl, so it can be stopped and gone on with at any moment. A latency table is
+swept once a network and shared by all its runs. Torch-Pruning is a peer, not a dependency: pip install torch-pruning.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from halp_iee import models
+from halp_iee.export.onnx import export_onnx
+from halp_iee.graph import ChannelGraph, trace
+from halp_iee.latency import LatencyModel, LatencyTable
+from halp_iee.latency.profile import profile_network
+from halp_iee.measure.latency import measure_onnx
+from halp_iee.methods.halp import HALP
+from halp_iee.methods.iee import IEE
+from halp_iee.methods.meet import meet_as_measured
+from halp_iee.methods.structure import prunable_sizes
+from halp_iee.run.searches import default_descent, default_stages
+from halp_iee.solve import solve
+from halp_iee.train import Recipe, fit, load, make_optimizer
+from halp_iee.train.records import Data, steps_per_epoch
+
+NETWORKS = ("resnet20", "mobilenet_v1_cifar")
+TARGETS = (0.30, 0.55)
+METHODS = ("iee", "halp", "torch-pruning", "uniform")
+DATA = "digits-hard"
+NAMES = {
+    "iee": "IEE, from scratch", "halp": "HALP, from a dense network", "torch-pruning": "Torch-Pruning, from a dense network",
+    "uniform": "uniform width, from scratch", "dense": "dense",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One network, its costs and its clock."""
+
+    name: str
+    data: Data
+    graph: ChannelGraph
+    example: Tensor
+    cost: LatencyModel
+    work: Path
+    dense_file: bytes
+
+    def build(self, seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return models.build(self.name, self.data.num_classes, self.data.input_shape[0])
+
+    def time_model(self, model: nn.Module) -> float:
+        """Measured latency as a share of the dense network's, both timed in turn."""
+        file = self.work / f".timed.{os.getpid()}.onnx"
+        model = copy.deepcopy(model).eval()
+        export_onnx(model, self.example, file)
+        found = measure_onnx({"dense": self.dense_file, "slim": file.read_bytes()}, seconds=0.5)
+        file.unlink()
+        return found["slim"].median_ms / found["dense"].median_ms
+
+    def time_ms(self, model: nn.Module) -> float:
+        return self.time_model(model) * self.cost.dense_ms
+
+
+def bench(name: str, work: Path) -> Bench:
+    """Sweep the table and calibrate it, or take what an earlier run left."""
+    data = load(DATA)
+    torch.manual_seed(0)
+    model = models.build(name, data.num_classes, data.input_shape[0])
+    example = torch.randn(1, *data.input_shape, generator=torch.Generator().manual_seed(0))
+    graph = trace(model, example)
+    path = work / f"{name}.table.jsonl"
+    done = work / f"{name}.calibration.json"
+    if not done.exists():
+        profile_network(graph, path=path, model=name, time_budget_s=60)
+    cost = LatencyModel(graph, LatencyTable.load(path))
+    dense_path = work / f"{name}.onnx"
+    if not dense_path.exists():
+        export_onnx(copy.deepcopy(model), example, dense_path)
+    raw = Bench(name, data, graph, example, cost, work, dense_path.read_bytes())
+    if not done.exists():
+        dense_ms = measure_onnx({"dense": raw.dense_file}, seconds=2.0)["dense"].median_ms
+        points = [(graph.full_widths, dense_ms)]
+        rng = np.random.default_rng(0)
+        for share in (0.7, 0.5, 0.35, 0.25):
+            scores = {n: rng.random(size) for n, size in prunable_sizes(graph).items()}
+            answer = solve(cost, scores, cost.dense_ms * share)
+            points.append((answer.widths, raw.time_model(graph.slim(answer.keep)) * dense_ms))
+        done.write_text(json.dumps(points))
+    return Bench(name, data, graph, example, cost.calibrate([(w, ms) for w, ms in json.loads(done.read_text())]), work,
+                 raw.dense_file)  # fmt: skip
+
+
+def recipe(epochs: int, seed: int) -> Recipe:
+    return Recipe(epochs=epochs, batch_size=64, lr=0.1, warmup_epochs=0.5, evaluate_every=epochs, seed=seed)
+
+
+def trained_dense(b: Bench, epochs: int, seed: int) -> nn.Module:
+    """The dense network after half the epochs, which HALP and Torch-Pruning start from; made by a run of its own."""
+    from safetensors.torch import load_file
+
+    model = b.build(seed)
+    model.load_state_dict(load_file(b.work / f"{b.name}.dense{epochs}.{seed}.safetensors"))
+    return model
+
+
+def run_dense(b: Bench, target: float, epochs: int, seed: int) -> dict[str, Any]:
+    """Dense for half the epochs (where the baselines start from); with target 1 for all of them (the yardstick)."""
+    from safetensors.torch import save_file
+
+    length = epochs if target == 1.0 else epochs // 2
+    model = b.build(seed)
+    history = fit(model, b.data, recipe(length, seed))
+    if target != 1.0:
+        save_file(model.state_dict(), b.work / f"{b.name}.dense{epochs}.{seed}.safetensors")
+    return {"top1": history.top1, "seconds": history.seconds, "share": 1.0}
+
+
+def run_iee(b: Bench, target: float, epochs: int, seed: int, **changes: Any) -> dict[str, Any]:
+    from dataclasses import replace
+
+    model = b.build(seed)
+    plan = recipe(epochs, seed)
+    optimizer = make_optimizer(model, plan)
+    steps = epochs * steps_per_epoch(len(b.data.train), plan.batch_size)
+    config = replace(default_stages(steps), seed=seed, **changes)
+    method = IEE(model, b.graph, b.cost, target_ms=target * b.cost.dense_ms, optimizer=optimizer, config=config,
+                 measure=lambda keep: b.time_ms(b.graph.slim(keep)))  # fmt: skip
+    history = fit(model, b.data, plan, method=method, optimizer=optimizer)
+    return _searched(b, method, history)
+
+
+def run_halp(b: Bench, target: float, epochs: int, seed: int) -> dict[str, Any]:
+    model = trained_dense(b, epochs, seed)
+    plan = recipe(epochs - epochs // 2, seed + 1000)
+    optimizer = make_optimizer(model, plan)
+    steps = plan.epochs * steps_per_epoch(len(b.data.train), plan.batch_size)
+    method = HALP(model, b.graph, b.cost, target_ms=target * b.cost.dense_ms, optimizer=optimizer,
+                  config=default_descent(steps), measure=lambda keep: b.time_ms(b.graph.slim(keep)))  # fmt: skip
+    history = fit(model, b.data, plan, method=method, optimizer=optimizer)
+    return _searched(b, method, history)
+
+
+def _searched(b: Bench, method: Any, history: Any) -> dict[str, Any]:
+    return {
+        "top1": history.top1, "seconds": history.seconds, "share": b.time_model(b.graph.slim(method.keep)),
+        "predicted": b.cost.predict(method.widths) / b.cost.dense_ms, "overhead": method.overhead_seconds,
+        "phases": history.phases, "keep": {n: u.tolist() for n, u in method.keep.items()},
+        "widths": method.widths,
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    latency_ms: float
+    model: nn.Module
+    widths: dict[str, int]
+
+
+def _bisected(b: Bench, make: Callable[[float], tuple[nn.Module, dict[str, int]]], budget_ms: float) -> _Candidate:
+    """The largest network of a family (by its knob in [0, 1], larger is wider) that is predicted within the budget."""
+    low, high, best = 0.0, 1.0, None
+    for _ in range(14):
+        knob = (low + high) / 2
+        model, widths = make(knob)
+        ms = b.cost.predict(widths)
+        if ms <= budget_ms:
+            low, best = knob, _Candidate(ms, model, widths)
+        else:
+            high = knob
+    assert best is not None, "the smallest network of the family is over the target"
+    return best
+
+
+def run_uniform(b: Bench, target: float, epochs: int, seed: int) -> dict[str, Any]:
+    dense = b.build(seed)
+    graph = trace(dense, b.example)
+
+    def make(knob: float) -> tuple[nn.Module, dict[str, int]]:
+        keep = {n: np.arange(max(1, round(knob * size))) for n, size in prunable_sizes(graph).items()}
+        return dense, {n: len(u) for n, u in keep.items()}
+
+    def at(budget_ms: float) -> _Candidate:
+        return _bisected(b, make, budget_ms)
+
+    def built(candidate: _Candidate) -> nn.Module:
+        return graph.slim({n: np.arange(w) for n, w in candidate.widths.items()})
+
+    best = meet_as_measured(at, lambda c: b.time_ms(built(c)), target * b.cost.dense_ms)[0]  # type: ignore[arg-type,return-value]
+    # A network of this width from the start, with an initialisation of its own and not a cut of the dense one's.
+    torch.manual_seed(seed)
+    model = _initialised(built(best.answer))  # type: ignore[arg-type]
+    history = fit(model, b.data, recipe(epochs, seed))
+    return {"top1": history.top1, "seconds": history.seconds, "share": b.time_model(model),
+            "keep": {n: list(range(w)) for n, w in best.answer.widths.items()}, "widths": dict(best.answer.widths)}  # fmt: skip
+
+
+def _initialised(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, (nn.Linear, nn.BatchNorm2d)):
+            module.reset_parameters()
+    return model
+
+
+def run_torch_pruning(b: Bench, target: float, epochs: int, seed: int, criterion: str = "taylor") -> dict[str, Any]:
+    """Global pruning by Torch-Pruning's group importance, at the ratio whose network is as fast as asked for."""
+    import torch_pruning as tp
+
+    dense = trained_dense(b, epochs, seed).eval()
+    if criterion == "taylor":
+        batches = b.data.train.batches(64, epoch=0, seed=seed, shuffle=True)
+        for _, (images, labels) in zip(range(50), batches, strict=False):
+            nn.functional.cross_entropy(dense(images), labels).backward()
+        importance: Any = tp.importance.GroupTaylorImportance()
+    else:
+        importance = tp.importance.GroupMagnitudeImportance(p=2)
+    head = [m for m in dense.modules() if isinstance(m, nn.Linear)][-1]
+    place = next(n for n, m in dense.named_modules() if m is head)
+
+    def make(knob: float) -> tuple[nn.Module, dict[str, int]]:
+        model = copy.deepcopy(dense)
+        for ours, theirs in zip(model.parameters(), dense.parameters(), strict=True):
+            ours.grad = None if theirs.grad is None else theirs.grad.clone()
+        pruner = tp.pruner.BasePruner(
+            model, b.example, importance=importance, global_pruning=True, pruning_ratio=1.0 - max(knob, 0.02),
+            max_pruning_ratio=0.98, ignored_layers=[model.get_submodule(place)],
+        )  # fmt: skip
+        pruner.step()
+        return model, widths_of(b.graph, model)
+
+    def at(budget_ms: float) -> _Candidate:
+        return _bisected(b, make, budget_ms)
+
+    best = meet_as_measured(at, lambda c: b.time_ms(c.model), target * b.cost.dense_ms)[0]  # type: ignore[arg-type,return-value,attr-defined]
+    model = best.answer.model  # type: ignore[attr-defined]
+    model.zero_grad(set_to_none=True)
+    history = fit(model, b.data, recipe(epochs - epochs // 2, seed + 1000))
+    widths = dict(best.answer.widths)
+    return {"top1": history.top1, "seconds": history.seconds, "share": b.time_model(model), "criterion": criterion,
+            "keep": {n: list(range(w)) for n, w in widths.items()}, "widths": widths}  # fmt: skip
+
+
+def widths_of(graph: ChannelGraph, model: nn.Module) -> dict[str, int]:
+    """The widths of every group in a network that something else made smaller, from the shapes of its parameters."""
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    widths: dict[str, int] = {}
+    for name, axes in graph.axes.items():
+        for axis, units in enumerate(axes):
+            if units is None or name not in shapes:
+                continue
+            groups = np.unique(units.group)
+            if len(groups) == 1 and groups[0] >= 0:
+                group = graph.groups[int(groups[0])]
+                widths[group.name] = round(shapes[name][axis] * group.size / len(units.group))
+    return {g.name: widths[g.name] for g in graph.groups if g.prunable}
+
+
+RUN: Mapping[str, Callable[..., dict[str, Any]]] = {
+    "iee": run_iee, "halp": run_halp, "torch-pruning": run_torch_pruning, "uniform": run_uniform, "dense": run_dense,
+}  # fmt: skip
+
+
+def wanted(seeds: int, networks: tuple[str, ...]) -> list[tuple[str, float, str, int]]:
+    """All runs, those first that others need."""
+    runs: list[tuple[str, float, str, int]] = []
+    for network in networks:
+        for target in TARGETS:
+            for seed in range(seeds):
+                if target == TARGETS[0]:
+                    runs += [(network, 0.0, "dense", seed)]
+                runs += [(network, target, method, seed) for method in METHODS]
+        runs += [(network, 1.0, "dense", seed) for seed in range(seeds)]
+    return runs
+
+
+def lines(work: Path) -> list[dict[str, Any]]:
+    path = work / "runs.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def do_next(work: Path, epochs: int, seeds: int, networks: tuple[str, ...]) -> int:
+    """One missing run, or with a network that has none the table; 3 when nothing is missing."""
+    torch.set_num_threads(1)
+    have = {(r["network"], r["target"], r["method"], r["seed"]) for r in lines(work)}
+    for network, target, method, seed in wanted(seeds, networks):
+        if (network, target, method, seed) in have:
+            continue
+        fresh = not (work / f"{network}.calibration.json").exists()
+        started = time.monotonic()
+        b = bench(network, work)
+        if fresh:
+            print(f"{network}: table and calibration in {time.monotonic() - started:.0f} s", flush=True)
+            return 0
+        found = RUN[method](b, target, epochs, seed)
+        line = {"network": network, "target": target, "method": method, "seed": seed, "epochs": epochs, **found,
+                "wall": time.monotonic() - started}  # fmt: skip
+        with open(work / "runs.jsonl", "a") as file:
+            file.write(json.dumps(line) + "\n")
+        said = {k: line.get(k) for k in ("network", "target", "method", "seed", "top1", "share", "seconds", "wall")}
+        print(json.dumps(said), flush=True)
+        return 0
+    return 3
+
+
+def do_measure(work: Path, seconds: float) -> int:
+    """Time every structure beside the dense network in one session, and write the shares down."""
+    shares: dict[str, float] = {}
+    made: dict[str, Bench] = {}
+    for r in lines(work):
+        if "keep" not in r:
+            continue
+        b = made.setdefault(r["network"], bench(r["network"], work)) if r["network"] in made else made.setdefault(
+            r["network"], bench(r["network"], work)
+        )  # fmt: skip
+        model = b.graph.slim({n: np.asarray(u) for n, u in r["keep"].items()})
+        file = work / ".again.onnx"
+        export_onnx(model.eval(), b.example, file)
+        found = measure_onnx({"dense": b.dense_file, "slim": file.read_bytes()}, seconds=seconds)
+        key = "/".join(str(r[k]) for k in ("network", "target", "method", "seed"))
+        shares[key] = found["slim"].median_ms / found["dense"].median_ms
+        shares[f"{r['network']}/dense_ms"] = found["dense"].median_ms
+        print(key, f"{shares[key]:.4f}", flush=True)
+    (work / "shares.json").write_text(json.dumps(shares, indent=1))
+    return 0
+
+
+def do_report(work: Path, out: Path) -> int:
+    from halp_iee.measure import runtime
+
+    every = lines(work)
+    again = json.loads((work / "shares.json").read_text()) if (work / "shares.json").exists() else {}
+    epochs = every[0]["epochs"]
+    text = [
+        "# Training to a latency: IEE and its peers", "",
+        f"Written by `tools/bench_training.py`. Data `{DATA}`, {epochs} epochs in all for every method (HALP and "
+        f"Torch-Pruning: {epochs // 2} dense and {epochs - epochs // 2} after it), the same recipe (SGD, batch 64, "
+        "learning rate 0.1, half an epoch of warm-up, cosine), every network built, exported and corrected until it "
+        "meets the target as measured. Latency: ONNX Runtime, one thread, batch 1, as a share of the dense network's, "
+        "timed in turn with it. Top-1 on the test set: mean over seeds, and in brackets the standard deviation between them.",
+        "", f"Machine: {platform.machine()}, {_processor()}, {os.cpu_count()} cores; "
+        f"{' '.join(runtime.describe().values())}, torch {torch.__version__}.", "",
+    ]  # fmt: skip
+    for network in dict.fromkeys(r["network"] for r in every):
+        dense = [r["top1"] for r in every if (r["network"], r["method"], r["target"]) == (network, "dense", 1.0)]
+        text += [f"## {network}", ""]
+        text += [f"Dense, {epochs} epochs: {_spread(dense)} over {len(dense)} seeds.", ""] if dense else []
+        text += [
+            "| target | method | seeds | top-1 | measured latency | training seconds |",
+            "| --- | --- | --- | --- | --- | --- |",
+        ]
+        for target in TARGETS:
+            for method in METHODS:
+                of = [r for r in every if (r["network"], r["method"], r["target"]) == (network, method, target)]
+                if not of:
+                    continue
+                shares = [
+                    again.get("/".join(str(r[k]) for k in ("network", "target", "method", "seed")), r["share"])
+                    for r in of
+                ]
+                text.append(
+                    f"| {target:.2f} | {NAMES[method]} | {len(of)} | {_spread([r['top1'] for r in of])} | "
+                    f"{min(shares):.3f} to {max(shares):.3f} | {statistics.mean(_seconds(r, every) for r in of):.0f} |"
+                )
+        text += ["", *_margins(network, every), ""]
+    missing = [
+        w for w in wanted(3, NETWORKS) if w not in {(r["network"], r["target"], r["method"], r["seed"]) for r in every}
+    ]
+    if missing:
+        text += [f"{len(missing)} of {len(wanted(3, NETWORKS))} runs are missing: "
+                 + ", ".join(sorted({f"{n} at {t:.2f}" if m != 'dense' else f"{n} dense" for n, t, m, _ in missing})) + ".", ""]  # fmt: skip
+    text += [
+        "Training seconds include, for HALP and Torch-Pruning, those of the dense network that they start from. They are "
+        "of one thread on a machine that did other work at times, so they are for orientation.", "",
+    ]  # fmt: skip
+    out.write_text("\n".join(text))
+    print(out)
+    return 0
+
+
+def _margins(network: str, every: list[dict[str, Any]]) -> list[str]:
+    said = []
+    for target in TARGETS:
+        top1 = {
+            m: [r["top1"] for r in every if (r["network"], r["method"], r["target"]) == (network, m, target)]
+            for m in METHODS
+        }
+        if not all(top1.values()):
+            continue
+        means = {m: statistics.mean(v) for m, v in top1.items()}
+        best = max((m for m in METHODS if m != "iee"), key=lambda m: means[m])
+        spread = max(statistics.stdev(top1[m]) if len(top1[m]) > 1 else 0.0 for m in ("iee", best))
+        gain = 100 * (means["iee"] - means[best])
+        said.append(
+            f"At {target:.2f} IEE is {abs(gain):.2f} points {'above' if gain > 0 else 'below'} the best of the others "
+            f"({NAMES[best]}); the seeds' spread is {100 * spread:.2f} points."
+        )
+    return said
+
+
+def _seconds(r: dict[str, Any], every: list[dict[str, Any]]) -> float:
+    if r["method"] not in ("halp", "torch-pruning"):
+        return float(r["seconds"])
+    start = [
+        d
+        for d in every
+        if (d["network"], d["method"], d["target"], d["seed"]) == (r["network"], "dense", 0.0, r["seed"])
+    ]
+    return float(r["seconds"]) + (float(start[0]["seconds"]) if start else 0.0)
+
+
+def _spread(values: list[float]) -> str:
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{100 * statistics.mean(values):.2f}% ({100 * deviation:.2f})"
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["next", "measure", "report"])
+    parser.add_argument("--work", type=Path, required=True, help="where tables, weights and lines are kept")
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS))
+    parser.add_argument("--seconds", type=float, default=1.0, help="for measure: on each network")
+    parser.add_argument("--out", type=Path, default=Path("docs/results/training.md"))
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    if options.what == "measure":
+        return do_measure(options.work, options.seconds)
+    if options.what == "report":
+        return do_report(options.work, options.out)
+    return do_next(options.work, options.epochs, options.seeds, tuple(options.networks))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
