@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -68,6 +69,21 @@ def train_step(case: Case, small: nn.Module) -> None:
     torch.optim.SGD(small.parameters(), 1e-6).step()
 
 
+def prunable_share(graph: Any) -> float:
+    """Share of the parameters that some prunable group can make fewer."""
+    free = np.array([group.prunable for group in graph.groups] + [False])
+    total = reached = 0
+    for name, parameter in graph.model.named_parameters():
+        total += parameter.numel()
+        axes = graph.axes.get(name, ())
+        stays = 1
+        for axis, size in enumerate(parameter.shape):
+            units = axes[axis] if axis < len(axes) else None
+            stays *= size if units is None else int((~free[units.group]).sum())
+        reached += parameter.numel() - stays
+    return reached / max(total, 1)
+
+
 def frozen_of(graph: Any) -> list[dict[str, Any]]:
     rows = [g for g in graph.groups if not g.prunable and g.size > 1]
     return [{"group": g.name, "size": g.size, "reason": g.reason} for g in rows]
@@ -75,8 +91,6 @@ def frozen_of(graph: Any) -> list[dict[str, Any]]:
 
 def run_case(case: Case, say: Callable[..., None], *, export: bool, peer: bool) -> None:
     """Everything about one model, told step by step so that a crash keeps what came before it."""
-    import numpy as np
-
     import halp_iee
     from halp_iee.slim.build import disagreement, outputs
 
@@ -95,25 +109,29 @@ def run_case(case: Case, say: Callable[..., None], *, export: bool, peer: bool) 
         units=sum(g.size for g in graph.groups),
         prunable_units=sum(g.size for g in free),
         frozen=frozen_of(graph),
+        prunable_share=round(prunable_share(graph), 4),
         unknown=dict(graph.unknown),
     )
     say(at="slim half")
     began = time.perf_counter()
     small = graph.slim({g.name: np.arange(0, g.size, 2) for g in free})
     say(slim_seconds=round(time.perf_counter() - began, 3), small=sum(p.numel() for p in small.parameters()))
+    passed = ["half"]
+    say(passed=passed)
     say(at="slim random")
     random = np.random.default_rng(0)
-    keep = {
-        g.name: random.choice(g.size, size=int(random.integers(1, g.size + 1)), replace=False) for g in free
-    }
+    keep = {g.name: random.choice(g.size, size=int(random.integers(1, g.size + 1)), replace=False) for g in free}
     graph.slim(keep)
-    say(at="save and load")
+    passed.append("random")
+    say(at="save and load", passed=passed)
     with tempfile.TemporaryDirectory() as folder:
         reloaded = halp_iee.load(halp_iee.save(small, Path(folder) / "small.safetensors"), model)
     apart = disagreement(outputs(small, args, kwargs), outputs(reloaded, args, kwargs))
     if apart > 1:  # in units of what is tolerated: memory layouts may change the order of sums
         raise RuntimeError(f"the reloaded network differs: {apart:.3g}")
     del reloaded
+    passed.append("reload")
+    say(passed=passed)
     if export:
         say(at="export")
         from halp_iee.export.onnx import export_onnx
@@ -121,12 +139,14 @@ def run_case(case: Case, say: Callable[..., None], *, export: bool, peer: bool) 
         with tempfile.TemporaryDirectory() as folder:
             try:
                 export_onnx(small.eval(), kwargs or args, Path(folder) / "small.onnx", metadata={})
-                say(export="ok")
+                passed.append("export")
+                say(export="ok", passed=passed)
             except Exception as error:
                 say(export=f"{type(error).__name__}: {str(error)[:300]}")
     say(at="train step")
     train_step(case, small)
-    say(at="done")
+    passed.append("train")
+    say(at="done", passed=passed)
     del small, graph
     if peer:
         say(**torch_pruning(case))
@@ -195,6 +215,8 @@ def measure(case: Case, options: dict[str, bool], cap_seconds: float) -> dict[st
         except (OSError, ValueError):
             record = {"at": "build and trace"}
     record |= {"suite": case.suite, "name": case.name, "kind": case.kind}
+    if case.family:
+        record["family"] = case.family
     record["wall_seconds"] = round(time.perf_counter() - began, 2)
     if late:
         record["error"] = f"not done within {cap_seconds:.0f} s, at: {record.get('at')}"
@@ -238,14 +260,15 @@ def cases(suite: str, only: Iterable[str]) -> list[Case]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON lines, appended to")
     parser.add_argument("--suite", choices=["torchvision", "timm"], default="torchvision")
     parser.add_argument("--only", nargs="*", default=[], help="names; default all of the suite")
     parser.add_argument("--again", action="store_true", help="also what is in --out already")
     parser.add_argument("--cap", type=float, default=300, help="seconds for one model")
+    parser.add_argument(
+        "--budget", type=float, default=float("inf"), help="start no further model after so many seconds"
+    )
     parser.add_argument("--export", action="store_true", help="export the slim network to ONNX as well")
     parser.add_argument("--against-torch-pruning", action="store_true")
     parser.add_argument("--report", type=Path, help="write the table from --out and stop")
@@ -255,11 +278,15 @@ def main() -> int:
         return 0
     torch.set_num_threads(1)
     done = read(given.out)
+    began = time.perf_counter()
     about = machine()
     options = {"export": given.export, "peer": given.against_torch_pruning}
     for case in cases(given.suite, given.only):
         if (case.suite, case.name) in done and not given.again:
             continue
+        if time.perf_counter() - began > given.budget:
+            print("the budget is spent; run again to go on")
+            break
         record = measure(case, options, given.cap) | {"machine": about}
         with given.out.open("a") as file:
             file.write(json.dumps(record) + "\n")

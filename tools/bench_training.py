@@ -1,7 +1,8 @@
 """IEE against HALP, Torch-Pruning and uniform width scaling: equal epochs, equal measured latency, several seeds.
 
-    python tools/bench_training.py next --work DIR      does one run that is still missing; exits 3 when none is
+    python tools/bench_training.py next --work DIR      does runs that are still missing; exits 3 when none is
     python tools/bench_training.py measure --work DIR   times all networks once more, in one go, on a quiet machine
+    python tools/bench_training.py speed --work DIR     times epochs of the dense network and of IEE, on a quiet machine
     python tools/bench_training.py report --work DIR    writes docs/results/training.md
 
 Every run adds one JSON line to DIR/runs.jsonl, so it can be stopped and gone on with at any moment. A latency table is
@@ -33,6 +34,7 @@ from halp_iee.graph import ChannelGraph, trace
 from halp_iee.latency import LatencyModel, LatencyTable
 from halp_iee.latency.profile import profile_network
 from halp_iee.measure.latency import measure_onnx
+from halp_iee.methods.config import IEEConfig
 from halp_iee.methods.halp import HALP
 from halp_iee.methods.iee import IEE
 from halp_iee.methods.meet import meet_as_measured
@@ -47,8 +49,8 @@ TARGETS = (0.30, 0.55)
 METHODS = ("iee", "halp", "torch-pruning", "uniform")
 DATA = "digits-hard"
 NAMES = {
-    "iee": "IEE, from scratch", "halp": "HALP, from a dense network", "torch-pruning": "Torch-Pruning, from a dense network",
-    "uniform": "uniform width, from scratch", "dense": "dense",
+    "iee": "IEE, from scratch", "halp": "HALP, from a dense network",
+    "torch-pruning": "Torch-Pruning, from a dense network", "uniform": "uniform width, from scratch", "dense": "dense",
 }  # fmt: skip
 
 
@@ -205,13 +207,14 @@ def run_uniform(b: Bench, target: float, epochs: int, seed: int) -> dict[str, An
     def built(candidate: _Candidate) -> nn.Module:
         return graph.slim({n: np.arange(w) for n, w in candidate.widths.items()})
 
-    best = meet_as_measured(at, lambda c: b.time_ms(built(c)), target * b.cost.dense_ms)[0]  # type: ignore[arg-type,return-value]
+    best: Any = meet_as_measured(at, lambda c: b.time_ms(built(c)), target * b.cost.dense_ms)[0]
     # A network of this width from the start, with an initialisation of its own and not a cut of the dense one's.
     torch.manual_seed(seed)
-    model = _initialised(built(best.answer))  # type: ignore[arg-type]
+    model = _initialised(built(best.answer))
     history = fit(model, b.data, recipe(epochs, seed))
+    widths = dict(best.answer.widths)
     return {"top1": history.top1, "seconds": history.seconds, "share": b.time_model(model),
-            "keep": {n: list(range(w)) for n, w in best.answer.widths.items()}, "widths": dict(best.answer.widths)}  # fmt: skip
+            "keep": {n: list(range(w)) for n, w in widths.items()}, "widths": widths}  # fmt: skip
 
 
 def _initialised(model: nn.Module) -> nn.Module:
@@ -252,8 +255,8 @@ def run_torch_pruning(b: Bench, target: float, epochs: int, seed: int, criterion
     def at(budget_ms: float) -> _Candidate:
         return _bisected(b, make, budget_ms)
 
-    best = meet_as_measured(at, lambda c: b.time_ms(c.model), target * b.cost.dense_ms)[0]  # type: ignore[arg-type,return-value,attr-defined]
-    model = best.answer.model  # type: ignore[attr-defined]
+    best: Any = meet_as_measured(at, lambda c: b.time_ms(c.model), target * b.cost.dense_ms)[0]
+    model = best.answer.model
     model.zero_grad(set_to_none=True)
     history = fit(model, b.data, recipe(epochs - epochs // 2, seed + 1000))
     widths = dict(best.answer.widths)
@@ -299,6 +302,15 @@ def lines(work: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def do_several(work: Path, epochs: int, seeds: int, networks: tuple[str, ...], seconds: float) -> int:
+    """Missing runs, the last of them begun before so many seconds have passed; 3 when nothing is missing."""
+    until = time.monotonic() + seconds
+    while True:
+        code = do_next(work, epochs, seeds, networks)
+        if code or time.monotonic() >= until:
+            return code
+
+
 def do_next(work: Path, epochs: int, seeds: int, networks: tuple[str, ...]) -> int:
     """One missing run, or with a network that has none the table; 3 when nothing is missing."""
     torch.set_num_threads(1)
@@ -330,9 +342,9 @@ def do_measure(work: Path, seconds: float) -> int:
     for r in lines(work):
         if "keep" not in r:
             continue
-        b = made.setdefault(r["network"], bench(r["network"], work)) if r["network"] in made else made.setdefault(
-            r["network"], bench(r["network"], work)
-        )  # fmt: skip
+        if r["network"] not in made:
+            made[r["network"]] = bench(r["network"], work)
+        b = made[r["network"]]
         model = b.graph.slim({n: np.asarray(u) for n, u in r["keep"].items()})
         file = work / ".again.onnx"
         export_onnx(model.eval(), b.example, file)
@@ -342,6 +354,39 @@ def do_measure(work: Path, seconds: float) -> int:
         shares[f"{r['network']}/dense_ms"] = found["dense"].median_ms
         print(key, f"{shares[key]:.4f}", flush=True)
     (work / "shares.json").write_text(json.dumps(shares, indent=1))
+    return 0
+
+
+def do_speed(work: Path, networks: tuple[str, ...]) -> int:
+    """Seconds of dense steps, of steps in the update period (all that IEE does included) and after it."""
+    torch.set_num_threads(1)
+    found: dict[str, Any] = {}
+    for network in networks:
+        b = bench(network, work)
+        plan = recipe(1, 0).replace(warmup_epochs=0.0)
+        dense = b.build(0)
+        stop = 24
+        before = fit(dense, b.data, plan, stop_after=stop)
+        model = b.build(0)
+        optimizer = make_optimizer(model, plan)
+        config = IEEConfig(H=10, J=10, Q=10, T=2)
+        method = IEE(model, b.graph, b.cost, target_ms=0.3 * b.cost.dense_ms, optimizer=optimizer, config=config)
+        history = fit(model, b.data, plan, method=method, optimizer=optimizer, stop_after=config.steps + 30)
+        again = fit(dense, b.data, plan, stop_after=stop)
+        dense_s = (before.seconds + again.seconds) / (2 * stop)
+        during = [history.phases[stage] for stage in ("importance", "accuracy", "explore")]
+        after = history.phases["train"]
+        cycle_s = sum(method.overhead_seconds[on] for on in ("solver", "surgery")) / config.T
+        found[network] = {
+            "dense_step_s": dense_s,
+            "during": sum(s for _, s in during) / config.steps / dense_s,
+            "stages": {name: history.phases[name][1] / history.phases[name][0] / dense_s for name in history.phases},
+            "after": after[1] / after[0] / dense_s,
+            "solver_and_surgery_s_a_cycle": cycle_s,
+            "judging_s_a_step": method.overhead_seconds["importance"] / (20 * config.T),
+        }
+        print(network, json.dumps(found[network]), flush=True)
+        (work / "speed.json").write_text(json.dumps(found, indent=1))
     return 0
 
 
@@ -357,7 +402,7 @@ def do_report(work: Path, out: Path) -> int:
         f"Torch-Pruning: {epochs // 2} dense and {epochs - epochs // 2} after it), the same recipe (SGD, batch 64, "
         "learning rate 0.1, half an epoch of warm-up, cosine), every network built, exported and corrected until it "
         "meets the target as measured. Latency: ONNX Runtime, one thread, batch 1, as a share of the dense network's, "
-        "timed in turn with it. Top-1 on the test set: mean over seeds, and in brackets the standard deviation between them.",
+        "timed in turn with it. Top-1 on the test set: mean over seeds, and in brackets their standard deviation.",
         "", f"Machine: {platform.machine()}, {_processor()}, {os.cpu_count()} cores; "
         f"{' '.join(runtime.describe().values())}, torch {torch.__version__}.", "",
     ]  # fmt: skip
@@ -382,20 +427,39 @@ def do_report(work: Path, out: Path) -> int:
                     f"| {target:.2f} | {NAMES[method]} | {len(of)} | {_spread([r['top1'] for r in of])} | "
                     f"{min(shares):.3f} to {max(shares):.3f} | {statistics.mean(_seconds(r, every) for r in of):.0f} |"
                 )
-        text += ["", *_margins(network, every), ""]
+        text += ["", *_margins(network, every), "", *_speed(network, work)]
     missing = [
         w for w in wanted(3, NETWORKS) if w not in {(r["network"], r["target"], r["method"], r["seed"]) for r in every}
     ]
     if missing:
-        text += [f"{len(missing)} of {len(wanted(3, NETWORKS))} runs are missing: "
-                 + ", ".join(sorted({f"{n} at {t:.2f}" if m != 'dense' else f"{n} dense" for n, t, m, _ in missing})) + ".", ""]  # fmt: skip
+        named = sorted({f"{n} dense" if m == "dense" else f"{n} at {t:.2f}" for n, t, m, _ in missing})
+        text += [f"{len(missing)} of {len(wanted(3, NETWORKS))} runs are missing: {', '.join(named)}.", ""]
     text += [
-        "Training seconds include, for HALP and Torch-Pruning, those of the dense network that they start from. They are "
-        "of one thread on a machine that did other work at times, so they are for orientation.", "",
+        "Training seconds include, for HALP and Torch-Pruning, those of the dense network that they start from. They "
+        "are of one thread on a machine that did other work at times, so they are for orientation.", "",
     ]  # fmt: skip
     out.write_text("\n".join(text))
     print(out)
     return 0
+
+
+def _speed(network: str, work: Path) -> list[str]:
+    """What training costs in seconds, and the share of the solver in a training of 15 epochs."""
+    path = work / "speed.json"
+    found = json.loads(path.read_text()).get(network) if path.exists() else None
+    if not found:
+        return []
+    stages, steps = found["stages"], 15 * 125
+    spent = steps * (0.4 * found["during"] + 0.6 * found["after"]) * found["dense_step_s"]
+    share = 13 * found["solver_and_surgery_s_a_cycle"] / spent
+    return [
+        f"A step of IEE at 0.30, batch 64, one thread, over a dense one ({1000 * found['dense_step_s']:.0f} ms): "
+        f"{found['during']:.2f} in the update period (Importance Estimation {stages['importance']:.2f}, Accuracy "
+        f"Improvement {stages['accuracy']:.2f}, Reactivate & Explore {stages['explore']:.2f}, with all that IEE does), "
+        f"{found['after']:.2f} after it. Solver and surgery: "
+        f"{1000 * found['solver_and_surgery_s_a_cycle']:.0f} ms a cycle, {100 * share:.1f}% of a training of 15 epochs "
+        "(1,875 steps, 13 cycles).", "",
+    ]  # fmt: skip
 
 
 def _margins(network: str, every: list[dict[str, Any]]) -> list[str]:
@@ -443,20 +507,23 @@ def _processor() -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["next", "measure", "report"])
+    parser.add_argument("what", choices=["next", "measure", "speed", "report"])
     parser.add_argument("--work", type=Path, required=True, help="where tables, weights and lines are kept")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS))
     parser.add_argument("--seconds", type=float, default=1.0, help="for measure: on each network")
+    parser.add_argument("--begin-within", type=float, default=0.0, metavar="S", help="for next: begin runs for so long")
     parser.add_argument("--out", type=Path, default=Path("docs/results/training.md"))
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     if options.what == "measure":
         return do_measure(options.work, options.seconds)
+    if options.what == "speed":
+        return do_speed(options.work, tuple(options.networks))
     if options.what == "report":
         return do_report(options.work, options.out)
-    return do_next(options.work, options.epochs, options.seeds, tuple(options.networks))
+    return do_several(options.work, options.epochs, options.seeds, tuple(options.networks), options.begin_within)
 
 
 if __name__ == "__main__":

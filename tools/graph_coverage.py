@@ -38,11 +38,18 @@ def _summary(rows: list[dict[str, Any]]) -> list[str]:
     good = [row for row in rows if not row.get("error")]
     whole = [row for row in good if not frozen(row)]
     exported = [row for row in rows if "export" in row]
+    families = len({row["family"] for row in rows if "family" in row})
+    reach = sorted(row["prunable_share"] for row in good if "prunable_share" in row)
     lines = [
-        f"- {len(rows)} models tried, {len(good)} traced, slimmed twice, proved equal to their masked selves, "
+        f"- {len(rows)} models{f' of {families} families' if families else ''} tried, {len(good)} traced, slimmed twice, proved equal to their masked selves, "
         f"trained a step, saved and reloaded; {len(rows) - len(good)} failed.",
         f"- {len(whole)} have nothing frozen but their outputs; {len(good) - len(whole)} have frozen groups, listed.",
     ]
+    if reach:
+        lines.append(
+            f"- Share of the parameters that prunable groups reach: median {reach[len(reach) // 2]:.1%}, "
+            f"least {reach[0]:.1%}; {sum(share < 0.5 for share in reach)} models below one half."
+        )
     if exported:
         fine = sum(row["export"] == "ok" for row in exported)
         lines.append(f"- {len(exported)} exported to ONNX after slimming, {fine} passed the parity gate.")
@@ -56,8 +63,7 @@ def _peer(rows: list[dict[str, Any]]) -> list[str]:
     both = [row for row in beside if row["peer"] == "ok" and not row.get("error")]
     ours = sum(not row.get("error") for row in beside)
     ratio = _geometric(
-        (row["trace_seconds"] + row["slim_seconds"])
-        / (row["peer_analyse_seconds"] + row["peer_prune_seconds"])
+        (row["trace_seconds"] + row["slim_seconds"]) / (row["peer_analyse_seconds"] + row["peer_prune_seconds"])
         for row in both
     )
     lines = [
@@ -73,8 +79,7 @@ def _peer(rows: list[dict[str, Any]]) -> list[str]:
     for row in beside:
         peer = str(row["peer"])[:80].replace("|", "/").replace("\n", " ")
         cells = [
-            row.get(key, "-")
-            for key in ("trace_seconds", "slim_seconds", "peer_analyse_seconds", "peer_prune_seconds")
+            row.get(key, "-") for key in ("trace_seconds", "slim_seconds", "peer_analyse_seconds", "peer_prune_seconds")
         ]
         lines.append(f"| {row['name']} | " + " | ".join(str(cell) for cell in cells) + f" | {peer} |")
     return [*lines, ""]
@@ -88,8 +93,10 @@ def render(rows: list[dict[str, Any]]) -> str:
         "# What the channel graph covers",
         "",
         "Measured by `tools/bench_graph.py`: random weights, the smallest inputs that a model takes, half of every "
-        "group and one random subset. Frozen groups are those that stay whole for another reason than being the "
-        "network's output or a single unit.",
+        "group and one random subset. Checks: `half` and `random` mean that the slim network equals its masked self on "
+        "the example inputs and on random ones, `reload` that a saved and loaded copy gives the same results, `export` "
+        "that the ONNX file passed the parity gate, `train` one step of SGD in train mode. Frozen groups are those that "
+        "stay whole for another reason than being the network's output or a single unit.",
         "",
         f"Machine: {machine.get('cpu', '?')}, {machine.get('cores', '?')} cores shared with other work, one thread; "
         f"{versions}. Seconds are therefore coarse.",
@@ -104,17 +111,26 @@ def render(rows: list[dict[str, Any]]) -> str:
             lines += [f"- {row['name']}: {row['error'][:300]}" for row in failed]
             lines.append("")
         lines += [
-            "| model | kind | parameters, M | groups | prunable | trace s | slim s | export | frozen, and why |",
-            "| --- | --- | --: | --: | --: | --: | --: | --- | --- |",
+            "| model | kind | parameters, M | groups | units | prunable groups | parameters in prunable groups | "
+            "half-slim / full parameters | checks passed | trace s | slim s | frozen, and why |",
+            "| --- | --- | --: | --: | --: | --: | --: | --: | --- | --: | --: | --- |",
         ]
         for row in sorted(mine, key=lambda one: (one["kind"], one["name"])):
-            size = f"{row['parameters'] / 1e6:.1f}" if "parameters" in row else "-"
-            export = {"ok": "ok", None: "-"}.get(row.get("export"), "refused")
-            why = "**failed**" if row.get("error") else _reasons(row)
-            lines.append(
-                f"| {row['name']} | {row['kind']} | {size} | {row.get('groups', '-')} | {row.get('prunable', '-')} | "
-                f"{row.get('trace_seconds', '-')} | {row.get('slim_seconds', '-')} | {export} | {why} |"
-            )
+            cells = [
+                row["name"],
+                row["kind"],
+                f"{row['parameters'] / 1e6:.1f}" if "parameters" in row else "-",
+                row.get("groups", "-"),
+                row.get("units", "-"),
+                row.get("prunable", "-"),
+                f"{row['prunable_share']:.1%}" if "prunable_share" in row else "-",
+                f"{row['small'] / row['parameters']:.2f}" if "small" in row else "-",
+                " ".join(row.get("passed", [])) + ("; **failed**" if row.get("error") else ""),
+                row.get("trace_seconds", "-"),
+                row.get("slim_seconds", "-"),
+                _reasons(row),
+            ]
+            lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
         lines.append("")
     return "\n".join([*lines, *_peer(rows)])
 

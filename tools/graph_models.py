@@ -67,9 +67,7 @@ def _kind(name: str) -> str:
     from torchvision import models
 
     module = models.get_model_builder(name).__module__.removeprefix("torchvision.models")
-    return next(
-        (k for k in ("segmentation", "detection", "video", "optical_flow") if k in module), "classification"
-    )
+    return next((k for k in ("segmentation", "detection", "video", "optical_flow") if k in module), "classification")
 
 
 @dataclass(frozen=True)
@@ -82,6 +80,15 @@ class Case:
     @property
     def kind(self) -> str:
         return _kind(self.name) if self.suite == "torchvision" else "classification"
+
+    @property
+    def family(self) -> str:
+        """The file of timm that defines it: networks of one design."""
+        if self.suite != "timm":
+            return ""
+        from timm.models import _registry
+
+        return str(_registry._model_to_module.get(self.name, ""))
 
     def build(self) -> nn.Module:
         """The model with random weights, at the smallest input size it allows."""
@@ -113,7 +120,7 @@ class Case:
             small = given is None or given.fixed_input_size or any(k in self.name for k in WHOLE_SIZE)
             return max((given.input_size if given else (3, 224, 224))[1:]) if small else 96
         special = {
-            "inception_v3": 128,
+            "inception_v3": 96,
             "maxvit_t": 224,
             "s3d": 224,
             "vit_h_14": 56,

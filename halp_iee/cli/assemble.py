@@ -11,11 +11,9 @@ if TYPE_CHECKING:
     from halp_iee.train.recipe import Recipe
 
 
-def device_choice(gpu: str, source: str, threads: int, batch: int, table: str | None,
-                  time_budget_s: float | None, max_error: float) -> DeviceChoice:  # fmt: skip
+def device_choice(gpu: str, **options: Any) -> DeviceChoice:
     """The device options as a record; the time budget's default is left to the stage that knows the input's size."""
-    return DeviceChoice(name=gpu, source=source, threads=threads, batch=batch, table=table,  # type: ignore[arg-type]
-                        time_budget_s=time_budget_s, max_error=max_error)  # fmt: skip
+    return DeviceChoice(name=gpu, **options)
 
 
 def recipe(file: Path | None, **overrides: Any) -> Recipe:

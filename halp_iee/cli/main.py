@@ -22,7 +22,8 @@ _COMMANDS = {
     "train": "Train a network to a latency with IEE.",
     "export": "Write a run's network as a file to deploy.",
     "bench": "Measure latency and FPS of networks side by side.",
-    "report": "Write a run's report again, from what the run recorded.",
+    "report": "Write a run's report and model card again, or compare several runs.",
+    "watch": "Follow a run in the terminal.",
     "doctor": "Say what a latency target will do to a network, before anyone trains.",
     "frontier": "Sweep importance against latency without training.",
 }

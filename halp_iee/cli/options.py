@@ -52,10 +52,12 @@ input_shape = click.option(
 device = compose(
     click.option(
         "--gpu",
+        "--device",
+        "gpu",
         metavar="NAME",
         default="cpu",
         show_default="this machine's CPU",
-        help="The device to be fast on. Attached: measured. Not attached: modelled from its datasheet.",
+        help="The device to be fast on: cpu, cpu:0-3, cuda:0 or a name. Attached: measured. Not attached: modelled.",
     ),
     click.option(
         "--source",
@@ -89,7 +91,14 @@ device = compose(
         show_default=True,
         help="The sweep may stop sooner, at this held-out error.",
     ),
-)
+    click.option("--backend", default=None, metavar="NAME",
+                 help="What runs the layers; `halp-iee devices` lists them.  [default: the device's first]"),
+    click.option("--precision", type=click.Choice(["fp32", "tf32", "fp16", "bf16"]), default="fp32", show_default=True),
+    click.option("--layout", type=click.Choice(["nchw", "nhwc"]), default=None,
+                 help="nhwc is channels-last.  [default: the backend's choice]"),
+    click.option("--l2", type=click.Choice(["warm", "cold"]), default="warm", show_default=True,
+                 help="State of a GPU's second-level cache."),
+)  # fmt: skip
 run_directory = compose(
     click.option(
         "--out",

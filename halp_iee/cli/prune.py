@@ -46,6 +46,7 @@ def command(
     lr: float | None,
     recipe_file: Path | None,
     tensorboard: bool,
+    train_on: str,
     solver: str,
     input_shape: tuple[int, ...] | None,
     seed: int,
@@ -99,6 +100,7 @@ def command(
         solver=solver,
         finetune_epochs=finetune_epochs,
         tensorboard=tensorboard,
+        train_on=train_on,  # type: ignore[arg-type]
     )
     done = pipeline.prune(job, out, Bars(), fresh)
     return show.finished(done.result, as_json)

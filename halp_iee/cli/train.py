@@ -56,6 +56,7 @@ def command(
     lr: float | None,
     recipe_file: Path | None,
     tensorboard: bool,
+    train_on: str,
     weights: str | None,
     no_dense: bool,
     criterion: str,
@@ -90,6 +91,7 @@ def command(
         model=model, data=data, recipe=chosen, target=target, method=method,  # type: ignore[arg-type]
         device=device_choice(**others), seed=seed, dense=not no_dense, weights=weights, solver=solver,
         input_shape=input_shape, criterion=criterion, switches=switches, tensorboard=tensorboard,
+        train_on=train_on,  # type: ignore[arg-type]
     )  # fmt: skip
     done = pipeline.train(job, out, Bars(), fresh)
     return show.finished(done.result, as_json) if first_of_torchrun() else 0

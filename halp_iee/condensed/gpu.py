@@ -21,7 +21,7 @@ def _kernel(
     last = tl.load(start + row + 1, mask=live, other=0)
     most = tl.max(last - first, axis=0)
     total = tl.zeros((ROWS, SAMPLES), dtype=tl.float32)
-    for k in range(0, most):
+    for k in range(most):
         here = live & (first + k < last)
         column = tl.load(index + first + k, mask=here, other=0).to(tl.int64)
         value = tl.load(values + first + k, mask=here, other=0.0)
@@ -33,9 +33,7 @@ def _kernel(
         total += value[:, None] * x
     if HAS_BIAS:
         total += tl.load(bias + row, mask=live, other=0.0)[:, None]
-    tl.store(
-        y + sample[None, :] * rows + row[:, None], total, mask=live[:, None] & (sample[None, :] < samples)
-    )
+    tl.store(y + sample[None, :] * rows + row[:, None], total, mask=live[:, None] & (sample[None, :] < samples))
 
 
 def multiply(x: Tensor, start: Tensor, index: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:

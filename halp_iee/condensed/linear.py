@@ -15,6 +15,8 @@ from halp_iee.errors import UsageError
 
 _ONE_BY_ONE = 3
 """Up to so many samples are multiplied one after the other: their gathers cost less than padding to 8."""
+_WORTH_TILING = 3.5
+"""Slots a nonzero, above which a tile's empty slots cost more than plain loops do (very sparse layers)."""
 
 
 class CondensedLinear(nn.Module):
@@ -93,6 +95,12 @@ class CondensedLinear(nn.Module):
         return weight
 
     def forward(self, x: Tensor) -> Tensor:
+        kernel = self._kernel
+        if (
+            kernel is not None and x.dtype is torch.float32 and x.dim() == 2 and x.shape[1] == self.in_features
+            and x.is_cpu and x.is_contiguous() and len(x)
+        ):  # fmt: skip
+            return kernel(x)  # at batch 1 every microsecond around the product counts
         if x.shape[-1] != self.in_features:
             raise UsageError(
                 "a condensed layer cannot read its input",
@@ -112,7 +120,7 @@ class CondensedLinear(nn.Module):
             return x.new_zeros(0, self.out_features)
         if library() is None:
             return self._by_csr(x)
-        if self._kernel is None or not self._kernel.still_of(self):
+        if self._kernel is None:
             self._kernel = _Kernel(self)
         return self._kernel(x)
 
@@ -155,14 +163,12 @@ class _Kernel:
         small = index.dtype == np.int16
         rows = Rows(start, index.view(np.uint16) if small else index, values, layer.in_features)
         tiles = tiles_of(rows) if small and found.condensed_has_tiles() else None
+        if tiles is not None and tiles.values.size + tiles.rest_values.size > _WORTH_TILING * max(1, values.size):
+            tiles = None
         self._alive = (rows, tiles, layer.bias)
-        self._of = (layer.values.data_ptr(), layer.indices.data_ptr())
         self.rows = layer.out_features
         self.weights = _structure(rows, tiles, layer.bias)
         self._address = ctypes.addressof(self.weights)
-
-    def still_of(self, layer: CondensedLinear) -> bool:
-        return self._of == (layer.values.data_ptr(), layer.indices.data_ptr())
 
     def __call__(self, x: Tensor) -> Tensor:
         """[N, in] float32, contiguous -> [N, out]."""
@@ -174,7 +180,7 @@ class _Kernel:
                 row = x.shape[1] * 4 * i
                 self.library.condensed_one(self._address, x.data_ptr() + row, y.data_ptr() + 4 * self.rows * i)
             return y
-        lanes = 8 if samples <= 8 else 16 if samples <= 16 else 32
+        lanes = next((n for n in (8, 16, 32) if samples <= n), 64)
         if self.library.condensed_many(self._address, x.data_ptr(), y.data_ptr(), samples, lanes):
             raise MemoryError("no memory for the transposed inputs of a condensed layer")
         return y

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import zipfile
@@ -20,7 +21,10 @@ from halp_iee.export.onnx import positional_names, quiet, root_cause
 
 _PROVENANCE = "halp_iee.json"
 _OPERATORS = re.compile(r"torch\.ops\.\w+(\.\w+)+|torch\.sym_\w+|_operator\.\w+|math\.\w+")
-_EXPRESSION = re.compile(r"[A-Za-z0-9_ +*()/,.<>=-]*")
+_SYNTAX = (
+    ast.Expression, ast.Call, ast.Name, ast.Load, ast.Constant, ast.keyword, ast.BinOp, ast.UnaryOp, ast.Compare,
+    ast.operator, ast.unaryop, ast.cmpop,
+)  # fmt: skip
 
 
 def program_of(model: nn.Module, call: Call, *, dynamic_batch: bool) -> ExportedProgram:
@@ -129,9 +133,32 @@ def _strange(path: Path) -> str | None:
             for key, text in _strings(json.loads(archive.read(name))):
                 if key == "target" and not _OPERATORS.fullmatch(text):
                     return f"it calls {text[:80]!r}"
-                if key in ("expr_str", "as_expr") and ("__" in text or not _EXPRESSION.fullmatch(text)):
+                if key in ("expr_str", "as_expr") and not _is_arithmetic(text):
                     return f"it has the size {text[:80]!r}"
     return None
+
+
+def _is_arithmetic(text: str) -> bool:
+    """Whether a size is numbers, named symbols, operators and sympy's classes of them, and nothing else."""
+    try:
+        nodes = list(ast.walk(ast.parse(text, mode="eval")))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    named = [node for node in nodes if isinstance(node, ast.Call)]
+    symbols = {id(arg) for call in named if ast.unparse(call.func) in ("Symbol", "Dummy") for arg in call.args}
+    for node in nodes:
+        if not isinstance(node, _SYNTAX) or (isinstance(node, ast.Call) and not isinstance(node.func, ast.Name)):
+            return False
+        if isinstance(node, ast.Name) and not re.fullmatch(r"[A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*", node.id):
+            return False
+        # A string is a symbol's name, or else something that sympy would evaluate once more.
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if id(node) not in symbols or not re.fullmatch(r"\w+", node.value):
+                return False
+        elif isinstance(node, ast.Constant) and not isinstance(node.value, (int, float)):
+            return False
+    called = {node.func.id for node in named if isinstance(node.func, ast.Name)}
+    return all(name[:1].isupper() for name in called)
 
 
 def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:

@@ -47,6 +47,7 @@ class Capture:
         strides: of every value in memory, by value id.
         functions: position at which a Python-level function began, its name -> where it ended and
             what it returned, tensors replaced by `Ref`.
+        sites: position of a call -> the place of the statistic that it belongs to (see `live`).
         tensors: value id of each parameter and buffer -> all its qualified names.
         literals: numbers that the network turned into tensors, in order.
         outputs: value ids of the tensors that the network returned.
@@ -61,6 +62,7 @@ class Capture:
     kinds: list[tuple[torch.dtype, torch.device]] = field(default_factory=list)
     strides: list[tuple[int, ...]] = field(default_factory=list)
     functions: dict[tuple[int, str], tuple[int, Any]] = field(default_factory=dict)
+    sites: dict[int, tuple[str, int]] = field(default_factory=dict)
     tensors: dict[int, tuple[str, ...]] = field(default_factory=dict)
     literals: list[Any] = field(default_factory=list)
     outputs: tuple[int, ...] = ()

@@ -18,13 +18,13 @@ from torch.func import functional_call
 
 from halp_iee.errors import GraphError
 from halp_iee.graph.calls import Capture
+from halp_iee.graph.copies import skeleton
 from halp_iee.graph.recorder import Functions, ModuleStack, Recorder
 from halp_iee.graph.sandbox import (
     first_line,
     map_tensors,
     named_tensors,
     plain_attention,
-    skeleton,
     steady_randomness,
     tensors_in,
     training_flags,

@@ -106,7 +106,8 @@ class ChannelGraph:
             GraphError: `keep` is not valid.
         """
         network = self.model if model is None else model
-        with zeroed(network, self.structure, self.positions(keep), self.full_shapes):
+        live = self.structure.live_positions(checked(keep, self.groups))
+        with zeroed(network, self.structure, self.positions(keep), self.full_shapes, live):
             yield network
 
     def slim(self, keep: Keep, model: nn.Module | None = None) -> nn.Module:

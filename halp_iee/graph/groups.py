@@ -9,7 +9,7 @@ width is affine in the groups' widths.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.sparse import coo_matrix
@@ -45,6 +45,7 @@ class Structure:
         shared: all names of each parameter and buffer.
         spared: (parameter, axis) where masking must not zero: another factor does.
         attributes: numbers of the network's modules that follow its sizes.
+        live: places of statistics that see only what lives: (axis from the end, its units).
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -55,6 +56,7 @@ class Structure:
     shared: tuple[tuple[str, ...], ...]
     spared: frozenset[tuple[str, int]] = frozenset()
     attributes: tuple[SizedAttribute, ...] = ()
+    live: Mapping[tuple[str, int], tuple[tuple[int, AxisUnits], ...]] = field(default_factory=dict)
 
     def units(self, atoms: np.ndarray) -> AxisUnits:
         """The units at the positions of a labelled axis."""
@@ -82,6 +84,21 @@ class Structure:
                 mask[np.asarray(keep[group.name], dtype=np.int64)] = True
             masks.append(mask)
         return masks
+
+    def live_positions(
+        self, keep: Mapping[str, np.ndarray]
+    ) -> dict[tuple[str, int], tuple[tuple[int, np.ndarray], ...]]:
+        """For every place of a statistic the positions that live on its axes; what is whole is left out."""
+        alive, found = self.alive(keep), {}
+        for site, places in self.live.items():
+            axes = []
+            for axis, units in places:
+                stays = np.array([g < 0 or alive[g][u] for g, u in zip(units.group, units.unit, strict=True)])
+                if not stays.all():
+                    axes.append((axis, np.flatnonzero(stays)))
+            if axes:
+                found[site] = tuple(axes)
+        return found
 
     def positions(self, keep: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray | None, ...]]:
         """For every labelled tensor the positions kept on each axis; None where the axis is whole."""
@@ -218,4 +235,9 @@ def form(labels: Sequence[Labels], model: nn.Module, channel_axes: Sequence[np.n
     spared = frozenset(
         (name, axis) for one in labels for value, axis in one.spared for name in first.capture.tensors[value]
     )
-    return Structure(structure.groups, classes, group_of, unit_of, axes, structure.shared, spared)
+    live = {
+        site: tuple((axis, structure.units(atoms)) for axis, atoms in places.items())
+        for one in reversed(labels)
+        for site, places in one.live.items()
+    }
+    return Structure(structure.groups, classes, group_of, unit_of, axes, structure.shared, spared, live=live)

@@ -65,6 +65,7 @@ class Labels:
         of: label of each value, by value id; None until it is known.
         parameters: the names that are parameters and not buffers.
         spared: (value id, axis) of parameters whose entries masking must not zero there.
+        live: place of a statistic -> axis, counted from the end -> the atoms of which only the live ones count.
         repeated: first atoms of axes that only repeat one position, so that they may have any size.
     """
 
@@ -79,6 +80,7 @@ class Labels:
     choices: dict[tuple[int, int], Choice] = field(default_factory=dict)
     parameters: frozenset[str] = frozenset()
     spared: set[tuple[int, int]] = field(default_factory=set)
+    live: dict[tuple[str, int], dict[int, np.ndarray]] = field(default_factory=dict)
     repeated: set[int] = field(default_factory=set)
     unknown: dict[str, str] = field(default_factory=dict)
 
@@ -170,6 +172,23 @@ class Step:
             if axis is not None:
                 self.labels.freeze(axis.atoms, f"{reason} ({self.where})", self.call.index)
 
+    def only_live(self, axes: Mapping[int, Axis], reason: str) -> None:
+        """Let a statistic see only the living channels of these axes; where it cannot be told, freeze them."""
+        capture = self.labels.capture
+        site = capture.sites.get(self.call.index - capture.first)
+        if site is None:
+            self.freeze(axes.values(), reason)
+            return
+        known = self.labels.live.setdefault(site, {})
+        for position, axis in axes.items():
+            before = known.setdefault(position, axis.atoms)
+            if len(before) == len(axis.atoms):
+                self.tie(before, axis.atoms)  # a module that runs twice has one place for both
+            else:
+                self.labels.freeze(before, f"{reason} ({self.where})", self.call.index)
+                self.freeze(axis, reason)
+            self.labels.selected.append(axis.atoms)
+
     def tie(self, first: np.ndarray, second: np.ndarray) -> None:
         self.labels.tie(first, second, self.call.index, f"joined with a part of fixed size ({self.where})")
 
@@ -196,7 +215,9 @@ def start(
         owner, _, leaf = names[0].rpartition(".")
         shape = capture.shapes[value]
         # The taps of a convolution's kernel are not channels.
-        taps = isinstance(modules.get(owner), nn.modules.conv._ConvNd) and leaf == "weight"
+        if owner.endswith("parametrizations.weight"):
+            owner, leaf = owner.removesuffix("parametrizations.weight").rstrip("."), "weight"
+        taps = isinstance(modules.get(owner), nn.modules.conv._ConvNd) and leaf in ("weight", "weight_v", "weight_orig")
         label: Label = []
         for axis, size in enumerate(shape):
             if size < 2 or (taps and axis > 1):

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from halp_iee.errors import GraphError
 from halp_iee.graph.groups import Structure
+from halp_iee.graph.live import LiveStatistics, ModuleStack, Site
 
 
 class LiveNorms(TorchFunctionMode):
@@ -84,16 +85,32 @@ LIVE: dict[Any, Callable[[Mapping[str, Any], Tensor], Tensor]] = {
 
 
 @contextlib.contextmanager
+def _statistics(model: nn.Module, live: Mapping[Site, tuple[tuple[int, np.ndarray], ...]]) -> Iterator[None]:
+    """The statistics of these places see only the positions that live."""
+    if not live:
+        yield
+        return
+    modules = ModuleStack(model)
+    found = {site: tuple((axis, torch.as_tensor(stays)) for axis, stays in axes) for site, axes in live.items()}
+    with modules.watching(), LiveStatistics(modules, found):
+        yield
+
+
+@contextlib.contextmanager
 def zeroed(
     model: nn.Module,
     structure: Structure,
     positions: Mapping[str, tuple[np.ndarray | None, ...]],
     full_shapes: Mapping[str, tuple[int, ...]],
+    sites: Mapping[Site, tuple[tuple[int, np.ndarray], ...]],
 ) -> Iterator[nn.Module]:
     """Zero every parameter entry at a removed position, on whichever axis; restore on leaving.
 
     The entries that were zeroed come back bit for bit, also after an error; the others
     are not touched, so what training changed of them stays.
+
+    Args:
+        sites: places of statistics over channels -> the positions that they are to see.
 
     Raises:
         GraphError: the model's parameters are not of the traced sizes.
@@ -124,7 +141,7 @@ def zeroed(
                     index = torch.as_tensor(dead, device=parameter.device)
                     undo.append((parameter, axis, index, parameter.detach().index_select(axis, index)))
                     parameter.index_fill_(axis, index, 0)
-        with LiveNorms(live_weights):
+        with LiveNorms(live_weights), _statistics(model, sites):
             yield model
     finally:
         with torch.no_grad():

@@ -5,55 +5,20 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.nn.modules import module as nn_module
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from halp_iee.graph.calls import Call, Capture, Ref, refs_in
+from halp_iee.graph.live import STATISTICS, ModuleStack
 from halp_iee.graph.sandbox import map_tensors
 from halp_iee.graph.shadow import READS, LooksAtDataError, Shadows, traits
-
-class ModuleStack:
-    """The qualified names of the modules whose forward is running, outermost first."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._names = {id(module): name for name, module in reversed(list(model.named_modules()))}
-        self._stack: list[tuple[int, str]] = []
-
-    @property
-    def current(self) -> str:
-        return self._stack[-1][1] if self._stack else ""
-
-    def _enter(self, module: nn.Module, _args: Any) -> None:
-        name = self._names.get(id(module))
-        if name is not None:
-            self._stack.append((id(module), name))
-
-    def _leave(self, module: nn.Module, _args: Any, _result: Any) -> None:
-        # On an exception this is not called: the stack then tells where it happened.
-        # A network that catches the exception itself leaves entries to be dropped here.
-        while any(entry == id(module) for entry, _ in self._stack):
-            if self._stack.pop()[0] == id(module):
-                return
-
-    @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
-        handles = [
-            nn_module.register_module_forward_pre_hook(self._enter),
-            nn_module.register_module_forward_hook(self._leave),
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 @functools.cache
@@ -161,9 +126,15 @@ class Recorder(TorchDispatchMode):
 
     def whole(self, name: str, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run a Python-level function as one recorded operation."""
-        signature = inspect.signature(func).bind(*args, **kwargs)
-        signature.apply_defaults()
-        bound = {key: map_tensors(value, self.ref) for key, value in signature.arguments.items()}
+        names = NAMES.get(func)
+        if names is not None:
+            packed = len(args) > 3 and isinstance(args[3], list)
+            given = {**dict(zip(names[packed], args, strict=False)), **kwargs}
+        else:
+            signature = inspect.signature(func).bind(*args, **kwargs)
+            signature.apply_defaults()
+            given = signature.arguments
+        bound = {key: map_tensors(value, self.ref) for key, value in given.items()}
         self.paused = True
         try:
             result = self.execute(func, args, kwargs, bound)
@@ -219,8 +190,21 @@ class Recorder(TorchDispatchMode):
         )
 
 
-WHOLE = {nn.functional.rms_norm: "aten::rms_norm"}
+WHOLE = {
+    nn.functional.rms_norm: "aten::rms_norm",
+    torch.lstm: "aten::lstm",
+    torch.gru: "aten::gru",
+    torch.rnn_tanh: "aten::rnn_tanh",
+    torch.rnn_relu: "aten::rnn_relu",
+}
 """Functions recorded as one operation, because their parts cannot be seen to belong together."""
+
+_RECURRENT = ("has_biases", "num_layers", "dropout", "train", "bidirectional", "batch_first")
+NAMES = dict.fromkeys(
+    (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu),
+    (("input", "hx", "params", *_RECURRENT), ("input", "batch_sizes", "hx", "params", *_RECURRENT[:-1])),
+)
+"""Functions whose arguments cannot be read from their signature: names for whole and for packed sequences."""
 
 
 LITERALS = frozenset({torch.tensor, torch.as_tensor, torch.scalar_tensor})
@@ -250,6 +234,7 @@ class Functions(TorchFunctionMode):
         if func in LITERALS and args and isinstance(args[0], (int, float, list, tuple)) and not recorder.paused:
             recorder.literal(args[0])
         outer, recorder.told = recorder.told, args
+        site = recorder.modules.next_site() if func in STATISTICS else None
         try:
             if name is not None and not recorder.paused:
                 result = recorder.whole(name, func, args, kwargs or {})
@@ -262,5 +247,7 @@ class Functions(TorchFunctionMode):
         finally:
             recorder.told = outer
         if recorder.position > begin:
+            if site is not None:
+                recorder.capture.sites.update(dict.fromkeys(range(begin, recorder.position), site))
             recorder.capture.functions[begin, name_of(func)] = (recorder.position, map_tensors(result, recorder.ref))
         return result

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -50,16 +48,6 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return named
 
 
-def skeleton(model: nn.Module) -> nn.Module:
-    """A copy of the module tree that shares every parameter and buffer with the original.
-
-    What a forward pass leaves behind in module attributes (caches, counters) then
-    stays in the copy.
-    """
-    memo: dict[int, Any] = {id(tensor): tensor for tensor in named_tensors(model).values()}
-    return copy.deepcopy(model, memo)
-
-
 @contextlib.contextmanager
 def training_flags(model: nn.Module, training: bool) -> Iterator[None]:
     """Put every submodule in train or eval mode and put each one's own flag back."""
@@ -90,18 +78,6 @@ def plain_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
-
-
-@contextlib.contextmanager
-def quiet_fakes() -> Iterator[None]:
-    """Without the tracebacks that fake tensors log for errors which are caught and dealt with."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    before = logger.disabled
-    logger.disabled = True
-    try:
-        yield
-    finally:
-        logger.disabled = before
 
 
 def first_line(error: BaseException) -> str:

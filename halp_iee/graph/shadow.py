@@ -261,7 +261,11 @@ class Shadows:
         tensors: list[Tensor],
     ) -> Any:
         plain = not known.contracts and all(tensor.is_floating_point() for tensor in tensors)
-        if plain and _entries(tensors) < MOST_ENTRIES and not any(isinstance(v, torch.Generator) for v in kwargs.values()):
+        if (
+            plain
+            and _entries(tensors) < MOST_ENTRIES
+            and not any(isinstance(v, torch.Generator) for v in kwargs.values())
+        ):
             return func(*args, **kwargs)
         return self._apart(func, args, kwargs)
 

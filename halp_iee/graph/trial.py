@@ -8,6 +8,7 @@ shape it should have had, so one run finds all such places.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,10 +20,11 @@ from torch import Tensor, nn
 from halp_iee.graph.attributes import put_number
 from halp_iee.graph.calls import Call, Capture, Ref, refs_in
 from halp_iee.graph.capture import own_tensors, run
+from halp_iee.graph.copies import skeleton
 from halp_iee.graph.groups import Structure
 from halp_iee.graph.labels import Labels
 from halp_iee.graph.recorder import ModuleStack, Recorder, name_of
-from halp_iee.graph.sandbox import first_line, map_tensors, skeleton, tensors_in
+from halp_iee.graph.sandbox import first_line, map_tensors, tensors_in
 from halp_iee.graph.shadow import LooksAtDataError, Shadows, shadow_of
 from halp_iee.slim.attention import loosen
 from halp_iee.slim.surgery import narrow, resize_attributes
@@ -153,9 +155,7 @@ class Replayer(Recorder):
             text = f"computes with the number {wanted}, which depends on a size"
             self.failures.append(Failure(call, (), text, sizes=sizes))
 
-    def rescue(
-        self, begin: int, error: Exception, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Any:
+    def rescue(self, begin: int, error: Exception, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """A function that failed before it reached its operations returns what it should have.
 
         One that took other operations, because smaller tensors lie otherwise in memory, is run again as a whole.
@@ -371,7 +371,13 @@ def attempt(
         diverged = isinstance(error, DivergedError)
         watcher = watchers[0]
         if diverged and not full.fake:
-            return watcher.failures  # control flow follows the data, and slim data are other data
+            # Control flow follows the data, and slim data are other data: only the outputs can be compared.
+            if watcher.failures:
+                return watcher.failures
+            inputs = map_tensors((args, dict(kwargs)), torch.clone)
+            with contextlib.suppress(Exception):
+                return unlike_outputs(full, run(copied, *inputs, tensors, shadows=False), structure, keep)
+            return []
         call = full.calls[watcher.position] if watcher.position < len(full.calls) else None
         text = "the network takes another path" if diverged else first_line(error)
         watcher.failures.append(Failure(call, (), text, watcher.modules.current, fatal=True))

@@ -14,8 +14,13 @@ from halp_profiler.errors import HalpError
 from halp_profiler.kernel import ACTIVATIONS, Kernel, KernelRange
 from halp_profiler.sweep import merged
 
-FREE = frozenset({"view", "reshape", "flatten", "dropout", "identity", "permute"})
+FREE = frozenset({"view", "reshape", "flatten", "dropout", "identity", "expand"})
 """Kinds that move no data, or whose move the runtime folds into its neighbours."""
+
+_ALIASES = frozenset({
+    "clone", "contiguous", "detach", "alias", "lift_fresh", "_to_copy", "to", "positive", "dropout", "native_dropout",
+    "feature_dropout", "alpha_dropout", "feature_alpha_dropout",
+})  # fmt: skip
 
 _ROOTS = frozenset({"conv", "conv_transpose", "linear"})
 _SAME_FUNCTION = {
@@ -85,6 +90,11 @@ def unmodelled_of(graph: Traced) -> tuple[Unmodelled, ...]:
     return _walk(graph)[1]
 
 
+def is_alias(op: Op) -> bool:
+    """Whether what an operation makes is its input, once exported: it costs nothing and leaves the layout alone."""
+    return op.kind in ("dropout", "identity") or op.name.removeprefix("aten.").split(".")[0] in _ALIASES
+
+
 def sweep_plan(graph: Traced) -> tuple[KernelRange, ...]:
     """What must be measured so that every width of the network can be predicted: one range a kernel.
 
@@ -117,7 +127,7 @@ def _walk(graph: Traced) -> tuple[tuple[Layer, ...], tuple[Unmodelled, ...]]:
     missing: list[Unmodelled] = []
     names: Counter[str] = Counter()
     for at, op in enumerate(ops):
-        if at in taken or op.kind in FREE:
+        if at in taken or op.kind in FREE or is_alias(op):
             continue
         try:
             kernel = _kernel(op, max(1, batch))
@@ -136,13 +146,13 @@ def _walk(graph: Traced) -> tuple[tuple[Layer, ...], tuple[Unmodelled, ...]]:
         last = ops[chain[-1]] if chain else op
         name = op.module or op.kind
         names[name] += 1
-        through = kernel.diagonal and kernel.group_width is None
+        through = kernel.diagonal and (kernel.group_width is None or kernel.op == "group_norm")
         layers.append(
             Layer(
                 name=name if names[name] == 1 else f"{name}#{names[name]}",
                 kernel=replace(kernel, fused=kernel.fused + fused),
-                c_in=op.c_out if through else op.c_in,
-                c_out=op.c_out if through else (op.c_out if op.kind in _ROOTS else last.c_out),
+                c_in=op.c_out if through and op.kind != "split" else op.c_in,
+                c_out=op.c_in if op.kind == "split" else op.c_out if through or op.kind in _ROOTS else last.c_out,
                 ops=(op.index, *(ops[i].index for i in chain)),
                 reads=_reads(op, [ops[i] for i in chain]),
                 makes=last.outputs[0] if last.outputs else None,
@@ -280,11 +290,11 @@ def _pool(op: Op, batch: int) -> Kernel | None:
 
 def _elementwise(op: Op, batch: int) -> Kernel:
     # The output's shape: the first input may be a gate of one value a channel.
-    if op.kind in ("add", "mul") and len(op.inputs) < 2:
+    if op.kind in ("add", "mul", "div") and len(op.inputs) < 2:
         raise _NoKernelError("it has one activation tensor and a constant, which runtimes fold away")
     shape = op.out_shape
     spatial = tuple(shape[2:]) if len(shape) in (3, 4, 5) else _rows(shape, batch)
-    return Kernel(op.kind, spatial=spatial)
+    return Kernel("mul" if op.kind == "div" else op.kind, spatial=spatial)
 
 
 def _activation(op: Op, batch: int) -> Kernel:
@@ -292,6 +302,51 @@ def _activation(op: Op, batch: int) -> Kernel:
     if function not in ACTIVATIONS:
         raise _NoKernelError(f"the activation {function or op.name!r} is not known")
     return replace(_elementwise(op, batch), fused=(function,))
+
+
+def _attention(op: Op, batch: int) -> Kernel:
+    if len(op.in_shape) != 4:
+        raise _NoKernelError("its heads are not apart")
+    heads, rows = op.in_shape[0] * op.in_shape[1] // batch, op.in_shape[2]
+    return Kernel("attention", spatial=(heads, rows), kernel_size=(rows,))
+
+
+def _group_norm(op: Op, batch: int) -> Kernel:
+    groups = op.attrs.get("group") or op.attrs.get("num_groups")
+    if not isinstance(groups, int) or len(op.in_shape) not in (3, 4, 5):
+        raise _NoKernelError("the number of its groups is not known")
+    width = op.c_out.full // groups
+    return Kernel("group_norm", spatial=tuple(op.in_shape[2:]), group_width=width, group_out=width)
+
+
+def _moved(op: Op, batch: int) -> Kernel:
+    """What copies a tensor, or a part of one."""
+    shape, width = (op.in_shape, op.c_in) if op.kind == "split" else (op.out_shape, op.c_out)
+    return Kernel("copy", spatial=_beside(shape, width.full, batch))
+
+
+def _permute(op: Op, batch: int) -> Kernel | None:
+    order = op.attrs.get("dims")
+    n = len(op.in_shape)
+    if not isinstance(order, tuple):
+        swap = [op.attrs.get(name) for name in ("dim0", "dim1")]
+        if not all(isinstance(d, int) for d in swap):
+            raise _NoKernelError("the order of its axes is not known")
+        axes = list(range(n))
+        a, b = (int(d) % n for d in swap if isinstance(d, int))
+        axes[a], axes[b] = axes[b], axes[a]
+        order = tuple(axes)
+    moved = [d % n for d in order if op.in_shape[d] > 1]
+    if moved == sorted(moved):
+        return None  # only axes of length one change places
+    return Kernel("transpose", spatial=_beside(op.out_shape, op.c_out.full, batch))
+
+
+def _beside(shape: tuple[int, ...], channels: int, batch: int) -> tuple[int, ...]:
+    """How many values of every channel there are, an image: as a size where it is one, else as a number."""
+    if len(shape) == 4 and shape[1] == channels:
+        return tuple(shape[2:])
+    return (max(1, int(np.prod(shape)) // max(1, channels * batch)),)
 
 
 def _interpolate(op: Op, batch: int) -> Kernel:
@@ -314,4 +369,14 @@ _RULES: dict[str, Callable[[Op, int], Kernel | None]] = {
     "cat": _elementwise,
     "activation": _activation,
     "interpolate": _interpolate,
+    "attention": _attention,
+    "group_norm": _group_norm,
+    "div": _elementwise,
+    "split": _moved,
+    "slice": _moved,
+    "pad": _moved,
+    "roll": _moved,
+    "stack": _moved,
+    "pixel_shuffle": _moved,
+    "permute": _permute,
 }

@@ -27,6 +27,9 @@ def profile_network(
     threads: int = 1,
     batch: int = 1,
     precision: str = "fp32",
+    backend: str | None = None,
+    layout: str | None = None,
+    l2: str = "warm",
     mode: str = "adaptive",
     max_error: float = 0.02,
     time_budget_s: float | None = None,
@@ -45,7 +48,8 @@ def profile_network(
         source: ``measured`` or ``modelled``; None: measured where the device is attached and has a backend.
         threads: of the runtime, on a CPU.
         batch: images per call.
-        precision: ``fp32``; modelled devices know more.
+        precision: ``fp32``; other backends and modelled devices know more.
+        backend, layout, l2: see ``halp_profiler.backends.backend_for``.
         mode, max_error, time_budget_s, progress: see ``halp_profiler.sweep.run``.
 
     Raises:
@@ -54,8 +58,9 @@ def profile_network(
         TableError: the file is broken, of another device, or cannot be written; or the network has no kernels.
     """
     return profile_with_result(
-        graph, device, path, model=model, source=source, threads=threads, batch=batch, precision=precision, mode=mode,
-        max_error=max_error, time_budget_s=time_budget_s, progress=progress,
+        graph, device, path, model=model, source=source, threads=threads, batch=batch, precision=precision,
+        backend=backend, layout=layout, l2=l2, mode=mode, max_error=max_error, time_budget_s=time_budget_s,
+        progress=progress,
     )[0]  # fmt: skip
 
 
@@ -69,6 +74,9 @@ def profile_with_result(
     threads: int = 1,
     batch: int = 1,
     precision: str = "fp32",
+    backend: str | None = None,
+    layout: str | None = None,
+    l2: str = "warm",
     mode: str = "adaptive",
     max_error: float = 0.02,
     time_budget_s: float | None = None,
@@ -77,11 +85,19 @@ def profile_with_result(
     """As ``profile_network``, with what the sweep came to: points, held-out error, seconds."""
     found = find(device) if isinstance(device, str) else device
     ranges = _ranges(graph)
-    settings: dict[str, Any] = {"source": source, "threads": threads, "batch": batch, "precision": precision}
+    settings: dict[str, Any] = {
+        "source": source, "threads": threads, "batch": batch, "precision": precision, "backend": backend,
+        "layout": layout, "l2": l2,
+    }  # fmt: skip
     where = Path(path) if path is not None else default_table_path(found, model, **settings)
-    backend = backend_for(found, **settings)
     result = sweep.run(
-        backend, ranges, where, mode=mode, max_error=max_error, time_budget_s=time_budget_s, progress=progress
+        backend_for(found, **settings),
+        ranges,
+        where,
+        mode=mode,
+        max_error=max_error,
+        time_budget_s=time_budget_s,
+        progress=progress,
     )
     return LatencyTable.load(where), result
 
@@ -137,6 +153,9 @@ def default_table_path(
     batch: int = 1,
     threads: int = 1,
     precision: str = "fp32",
+    backend: str | None = None,
+    layout: str | None = None,
+    l2: str = "warm",
 ) -> Path:
     """Where a table is kept when nothing is said: the first folder of ``$HALP_LATENCY_TABLES``, else the user's cache.
 
@@ -149,10 +168,14 @@ def default_table_path(
     found = find(device) if isinstance(device, str) else device
     named = [p for p in os.environ.get("HALP_LATENCY_TABLES", "").split(os.pathsep) if p]
     folder = Path(named[0]) if named else cache_folder()
-    if found.kind == "cpu":
+    modelled = source == "modelled" or backend == "modelled" or not (found.attached or backend)
+    if modelled:
+        parts = [found.name if found.datasheet is None else found.datasheet.name, "modelled"]
+    elif found.kind == "cpu" and backend in (None, "onnxruntime-cpu"):
         parts = [found.label, f"ort{_runtime_version()}", f"t{threads}"]
     else:
-        parts = [found.name if found.datasheet is None else found.datasheet.name, source or "modelled"]
+        parts = [found.label, backend or "measured", layout or "", "" if l2 == "warm" else f"l2{l2}"]
+        parts += [f"t{threads}"] if found.kind == "cpu" else []
     return folder / (slug(*parts, f"b{batch}", precision, model) + SUFFIX)
 
 

@@ -7,13 +7,12 @@ from dataclasses import replace
 
 from halp_iee.graph.records import Width
 from halp_iee.latency.cost import LayerCost
-from halp_iee.latency.layers import Layer, Traced, layers_of
+from halp_iee.latency.layers import Layer, Traced, is_alias, layers_of
 from halp_iee.latency.layouts import Following, Made, Reader, Reordering, follows, made_by, read_by
 from halp_iee.latency.table import LatencyTable
 from halp_profiler.geometry import output_spatial
 from halp_profiler.kernel import TWO_SIDED, Kernel
 
-_ALIASES = frozenset({"dropout", "identity"})
 _CONV = Kernel("conv", (8, 8), (1, 1))
 
 
@@ -56,7 +55,7 @@ class _Tensors:
         self._made: dict[int, tuple[Layer, Made]] = {}
         self._readers: dict[int, list[Reader]] = defaultdict(list)
         for op in graph.ops:
-            if op.kind in _ALIASES and op.inputs:
+            if is_alias(op) and op.inputs:
                 self._alias.update((out, self._alias.get(op.inputs[0], op.inputs[0])) for out in op.outputs)
 
     def made_of(self, tensor: int) -> Made:
@@ -76,7 +75,7 @@ class _Tensors:
     def reorderings(self, table: LatencyTable) -> list[LayerCost]:
         inside = {i for layer in layers_of(self._graph) for i in layer.ops}
         for op in self._graph.ops:
-            if op.index not in inside and op.kind not in _ALIASES:
+            if op.index not in inside and not is_alias(op):
                 for tensor in op.inputs:
                     self._readers[self._alias.get(tensor, tensor)].append(Reader())
         costs = []

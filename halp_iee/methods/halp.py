@@ -16,7 +16,6 @@ from halp_iee.methods.config import HALPConfig
 from halp_iee.methods.schedule import exponential
 from halp_iee.methods.search import Event, LatencySearch
 from halp_iee.methods.structure import Units
-from halp_iee.solve import floor_ms
 
 if TYPE_CHECKING:
     from halp_iee.graph import ChannelGraph
@@ -120,16 +119,12 @@ class HALP(LatencySearch):
         self.scores = {
             name: self._merged(values, self.scores.get(name), self.active[name]) for name, values in scores.items()
         }
-        budget = max(self.budget_ms(self.cycle + 1), self._floor(scores))
         before = self.active
-        answer = self._solve(scores, budget, active=self.active)
+        answer, budget = self._solve_or_floor(scores, self.budget_ms(self.cycle + 1))
         self.active = self._of(answer)
         self._emit("prune", answer, budget, before=before)
         self.elastic.save_awake()
         self._resize(self.active)
-
-    def _floor(self, scores: Mapping[str, np.ndarray]) -> float:
-        return floor_ms(self.cost, scores, active=self.active, min_units=self._least())
 
     @staticmethod
     def _merged(values: np.ndarray, earlier: np.ndarray | None, awake: np.ndarray) -> np.ndarray:

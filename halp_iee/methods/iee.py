@@ -20,7 +20,6 @@ from halp_iee.methods.config import IEEConfig
 from halp_iee.methods.schedule import exponential
 from halp_iee.methods.search import Event, LatencySearch
 from halp_iee.methods.structure import Units, count, from_lists, overlap, prunable_sizes, to_lists
-from halp_iee.solve import floor_ms
 
 if TYPE_CHECKING:
     from halp_iee.graph import ChannelGraph
@@ -168,10 +167,7 @@ class IEE(LatencySearch):
         scores = self._collect()
         budget = self.budget_ms(self.cycle) - self.omega_ms(self.cycle)
         grown, before = self._grown, self.active
-        # Where Psi is above the floor but Psi - Omega is not, as much is exchanged as there is.
-        floor = floor_ms(self.cost, scores, active=self.active, min_units=self._least())
-        budget = max(budget, floor)
-        answer = self._solve(scores, budget, active=self.active)
+        answer, budget = self._solve_or_floor(scores, budget)
         self.scores = {name: values.copy() for name, values in scores.items()}
         self.active = self._of(answer)
         survived = overlap(grown, self.active) / max(1, count(grown)) if grown else None

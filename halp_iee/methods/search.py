@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from halp_iee.errors import UsageError
+from halp_iee.errors import TargetError, UsageError
 from halp_iee.importance import NEEDS_GRADIENTS, score
 from halp_iee.methods.elastic import ElasticNetwork
 from halp_iee.methods.meet import meet_as_measured
 from halp_iee.methods.structure import Units, count, from_lists, iou, overlap, prunable_sizes, to_lists
-from halp_iee.solve import Answer, solve
+from halp_iee.solve import Answer, floor_ms, solve
 from halp_iee.train.method import Method
 from halp_iee.train.processes import Processes
 
@@ -204,6 +204,19 @@ class LatencySearch(Method):
         )  # fmt: skip
         self._spent("solver", since)
         return answer
+
+    def _solve_or_floor(self, scores: Mapping[str, np.ndarray], budget_ms: float) -> tuple[Answer, float]:
+        """The best part of Theta_K within the budget, or its fastest part where none is; and the budget used.
+
+        Psi can be above the floor and Psi - Omega under it: then as much is exchanged as there is.
+        """
+        try:
+            return self._solve(scores, budget_ms, active=self.active), budget_ms
+        except TargetError:
+            floor = Processes.here().once(
+                lambda: floor_ms(self.cost, scores, active=self.active, min_units=self._least())
+            )
+            return self._solve(scores, floor, active=self.active), floor
 
     def _settle(self) -> None:
         """Correct the last structure until it meets the target as measured, if it can be measured."""

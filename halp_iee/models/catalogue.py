@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from halp_iee.errors import HalpError, UsageError
-from halp_iee.models import mobilenet_v1, resnet_cifar, vgg_cifar
+from halp_iee.models import mobilenet_v1, resnet_cifar, vgg_cifar, wide_resnet
 from halp_iee.models.from_file import from_file, looks_like_file
 
 Shape = tuple[int, int, int]
@@ -24,6 +24,7 @@ OWN: dict[str, tuple[Callable[..., nn.Module], Shape]] = {
     "mobilenet_v1": (mobilenet_v1.mobilenet_v1, (3, 224, 224)),
     "mobilenet_v1_cifar": (mobilenet_v1.mobilenet_v1_cifar, (1, 32, 32)),
     "vgg19_cifar": (vgg_cifar.vgg19_cifar, (1, 32, 32)),
+    "wide_resnet22_2": (wide_resnet.wide_resnet22_2, (1, 32, 32)),
 }
 
 

@@ -72,7 +72,7 @@ def widths(data: Data) -> str:
         reason = f"not prunable: {row.get('reason') or 'no reason given'}" if frozen else f"{kept / size:.0%} kept"
         lines += plots.bar_row(
             name, size / widest, kept / widest, "whole" if frozen else f"{size} → <b>{kept}</b>",
-            tip=f"{name}: {kept} of {size} units, {reason}", frozen=frozen,
+            tip=f"{name}: {kept} of {size} units, {reason}", frozen=frozen, marks=_steps(row, widest),
         )  # fmt: skip
     reasons = sorted(
         {str(row.get("reason")) for row, _, _ in known if row.get("prunable") is False and row.get("reason")}
@@ -82,8 +82,16 @@ def widths(data: Data) -> str:
     return section(
         "Widths of the groups",
         _panel("", f'<div class="rows">{lines}</div>{_cut(len(known))}{explained}'),
-        "Units of every channel group before and after. A group is what must be removed together across layers.",
+        "Units of every channel group before and after. A group is what must be removed together across layers. "
+        "A tick is a step of the device: one unit more costs much more than a unit costs on average.",
     )
+
+
+def _steps(row: Data, widest: int) -> list[float]:
+    """Where the device has steps, as shares of the widest group."""
+    steps = row.get("steps")
+    found = [number(step) for step in steps] if isinstance(steps, (list, tuple)) else []
+    return [step / widest for step in found if step is not None and 0 < step <= widest]
 
 
 def _cut(count: int) -> str:

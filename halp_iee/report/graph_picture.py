@@ -15,8 +15,11 @@ from halp_iee.report.text import esc
 if TYPE_CHECKING:
     from halp_iee.graph import ChannelGraph, ChannelGroup, Op
 
-ROW, LANE, TEXT = 20, 16, 470
-"""Height of a layer, width of a lane, and width of the text beside them, in pixels."""
+ROW, LANE, NAME, WHAT, STARTS = 20, 16, 282, 218, 420
+"""Height of a layer and width of a lane; widths of a layer's name, of what it is, and of the groups that start there."""
+
+MOST_LANES_FIRST = 9
+"""With more lanes than this the text comes before them: it must be seen without scrolling."""
 
 MADE_BY = frozenset({"conv", "linear", "embedding", "recurrent"})
 JOINED_BY = frozenset({"add", "mul", "cat"})
@@ -24,9 +27,9 @@ JOINED_BY = frozenset({"add", "mul", "cat"})
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 _STYLE = """
-:root { color-scheme: light dark; --paper: #fbfbfa; --ink: #1c2024; --soft: #60686f; --line: #e3e5e6; --l: 46%; }
+:root { color-scheme: light dark; --paper: #fbfbfa; --ink: #1c2024; --soft: #60686f; --line: #e3e5e6; --l: 46%; --t: 36%; }
 @media (prefers-color-scheme: dark) {
-  :root { --paper: #14171a; --ink: #e9ecee; --soft: #9ba5ad; --line: #31373c; --l: 62%; }
+  :root { --paper: #14171a; --ink: #e9ecee; --soft: #9ba5ad; --line: #31373c; --l: 62%; --t: 70%; }
 }
 body { margin: 0; background: var(--paper); color: var(--ink); line-height: 1.5; font: 15px/1.5 system-ui, sans-serif;
   font-variant-numeric: tabular-nums; }
@@ -36,6 +39,7 @@ p { color: var(--soft); max-width: 76ch; margin: 0 0 14px; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 10px; padding: 10px; }
 svg text { font: 12px ui-monospace, Menlo, Consolas, monospace; fill: var(--ink); }
 svg text.soft { fill: var(--soft); }
+svg tspan.start { fill: hsl(var(--h) 62% var(--t)); font-weight: 600; } svg tspan.off { fill: var(--soft); }
 .row { stroke: var(--line); stroke-width: 1; }
 .band { fill: hsl(var(--h) 62% var(--l)); fill-opacity: .34; }
 .dot { fill: hsl(var(--h) 62% var(--l)); stroke: hsl(var(--h) 62% var(--l)); stroke-width: 2; }
@@ -135,7 +139,9 @@ def svg(graph: ChannelGraph) -> str:
     ops = rows_of(graph)
     bands = bands_of(graph, ops)
     lanes = max((band.lane for band in bands), default=-1) + 1
-    width, height = TEXT + lanes * LANE + 20, len(ops) * ROW + 10
+    before = lanes <= MOST_LANES_FIRST
+    left, text = (4, 4 + lanes * LANE + 8) if before else (NAME + WHAT + STARTS, 0)
+    width, height = lanes * LANE + NAME + WHAT + STARTS + 24, len(ops) * ROW + 10
     parts = [
         f'<svg role="img" aria-label="Layers and channel groups" width="{width}" height="{height}" '
         f'viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg"><defs>'
@@ -147,32 +153,53 @@ def svg(graph: ChannelGraph) -> str:
         name, what = _layer(op)
         soft = "" if op.kind in MADE_BY else ' class="soft"'
         parts.append(
-            f'<g><title>{esc(f"{name}: {what}")}</title><line class="row" x1="0" x2="{width}" y1="{y}" y2="{y}"/>'
-            f'<text{soft} x="0" y="{y - 3}">{esc(_clip(name, 36))}</text>'
-            f'<text class="soft" x="{TEXT - 16}" y="{y - 3}" text-anchor="end">{esc(what)}</text></g>'
+            f'<g><title>{esc(f"{name}: {what}")}</title><line class="row" x1="0" x2="{width}" y1="{y + 5}" y2="{y + 5}"/>'
+            f'<text{soft} x="{text}" y="{y}">{esc(_clip(name, 37))}</text>'
+            f'<text class="soft" x="{text + NAME}" y="{y}">{esc(what)}</text></g>'
         )
     for band in bands:
-        x = TEXT + band.lane * LANE
-        top, tall = band.first * ROW + 6, max((band.last - band.first) * ROW, 0) + ROW - 2
+        x = left + band.lane * LANE
+        top, tall = band.first * ROW + 6, max((band.last - band.first) * ROW, 0) + ROW - 6
         frozen = "" if band.group.prunable else ' class="frozen"'
         dots = "".join(
-            f'<circle class="dot{"" if row in band.makes else " reads"}" cx="{x + 6}" cy="{row * ROW + 15}" r="3.5"/>'
+            f'<circle class="dot{"" if row in band.makes else " reads"}" cx="{x + 6}" cy="{row * ROW + 13}" r="3.5"/>'
             for row in sorted(band.makes | band.reads)
         )
         parts.append(
             f'<g{frozen} data-g="{band.number}" style="--h:{_hue(band.number)}"><title>{_about(band.group)}</title>'
             f'<rect class="band" x="{x}" y="{top}" width="12" height="{tall}" rx="5"/>{dots}</g>'
         )
+    for row in range(len(ops)):
+        parts.append(_starting([band for band in bands if band.first == row], text + NAME + WHAT, row * ROW + 15))
     return "".join([*parts, "</svg>"])
+
+
+def _starting(bands: Sequence[Band], x: int, y: int) -> str:
+    """What begins in a row, in the colour of its band: how many units, and why they stay if they do."""
+    told, length = [], 0
+    for band in bands:
+        why = "" if band.group.prunable else f", frozen: {band.group.reason}"
+        words = _head(f"{band.group.size} units{why}", 56 - length)
+        length += len(words) + 3
+        told.append(
+            f'<tspan class="start{"" if band.group.prunable else " off"}" style="--h:{_hue(band.number)}">'
+            f"{esc(words)}</tspan>"
+        )
+        if length > 44:
+            break
+    rest = f"<tspan> and {len(bands) - len(told)} more</tspan>" if len(told) < len(bands) else ""
+    return f'<text x="{x}" y="{y}">{"<tspan>; </tspan>".join(told)}{rest}</text>' if told else ""
+
+
+def _head(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "\u2026"
 
 
 def _table(groups: Sequence[ChannelGroup]) -> str:
     rows = []
     for number, group in enumerate(groups):
         off = "" if group.prunable else " off"
-        shown = ", ".join(group.layers[:6]) + (
-            f" and {len(group.layers) - 6} more" if len(group.layers) > 6 else ""
-        )
+        shown = ", ".join(group.layers[:6]) + (f" and {len(group.layers) - 6} more" if len(group.layers) > 6 else "")
         rows.append(
             f'<tr data-g="{number}"><td><span class="swatch{off}" style="--h:{_hue(number)}"></span>{esc(group.name)}'
             f'</td><td class="n">{group.size}</td><td>{esc(group.reason or "can be pruned")}</td>'
@@ -199,7 +226,7 @@ def render(graph: ChannelGraph, title: str) -> str:
         f"<title>{esc(title)}: channel groups</title><style>{_STYLE}</style></head><body><main>"
         f"<h1>{esc(title)}</h1><p>{esc(told)} Layers are listed in the order in which they run. Each band is one "
         "group: channels that are kept or removed together. A full dot is a layer that makes the group's channels, "
-        "an open one a layer that only reads them. Hatched bands stay whole; point at one to see why.</p>"
+        "an open one a layer that only reads them. Hatched bands stay whole; why is said where they start.</p>"
         f'<div class="scroll">{svg(graph)}</div><h2>Groups</h2>{_table(groups)}{unknown}</main>'
         f"<script>{_SCRIPT}</script></body></html>\n"
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from halp_iee.errors import ArtifactError, UsageError
-from halp_iee.report import evidence, summary
+from halp_iee.report import device, evidence, summary, training
 from halp_iee.report.text import esc, mapping
 from halp_profiler.files import whole
 
@@ -24,10 +24,12 @@ def write(data: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
     Args:
         data: ``result``, the document that ``train`` and ``prune`` print; and, as far as known,
             ``layers`` [{name, dense_ms, slim_ms}], ``fixed_ms``,
-            ``groups`` [{name, size, kept, prunable, reason}],
+            ``groups`` [{name, size, kept, prunable, reason, steps}], steps being widths just under a step of the
+            device, ``staircases`` [{name, c_in, widths, ms, dense, chosen}],
             ``calibration`` [{predicted_ms, measured_ms, before_ms}],
             ``events`` [{kind: epoch, epoch, loss, test_top1, lr, phase} and
             {kind: start, prune, grow or settle, step, latency_ms, iou, survival}],
+            ``exports``, the records of ``halp_iee.export.deploy``,
             ``table`` {device, source, points, held_out_error}, ``environment`` {name: value},
             ``reproduce``, a command line. Top-1 and the errors are shares between 0 and 1. What is missing
             or no number reads "not measured".
@@ -40,11 +42,19 @@ def write(data: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
         UsageError: ``data`` holds no result.
         ArtifactError: the file cannot be written.
     """
-    page = render(data)
+    return write_page(render(data), path)
+
+
+def write_page(source: str, path: str | os.PathLike[str]) -> Path:
+    """Write a page, at once and whole.
+
+    Raises:
+        ArtifactError: the file cannot be written.
+    """
     target = Path(path)
     try:
         with whole(target) as partial:
-            partial.write_text(page, encoding="utf-8", errors="replace")
+            partial.write_text(source, encoding="utf-8", errors="replace")
     except OSError as error:
         raise ArtifactError(
             f"Cannot write the report {target}",
@@ -63,9 +73,6 @@ def render(data: Mapping[str, Any]) -> str:
     if not isinstance(data, Mapping) or not isinstance(data.get("result"), Mapping):
         raise UsageError("Cannot make a report", "there is no result in it", "Pass {'result': {...}}")
     result = mapping(data["result"])
-    here = Path(__file__).parent
-    style = (here / "report.css").read_text(encoding="utf-8")
-    script = (here / "tip.js").read_text(encoding="utf-8")
     body = "\n".join(
         part
         for part in (
@@ -75,9 +82,13 @@ def render(data: Mapping[str, Any]) -> str:
             summary.side_by_side(result),
             evidence.layers(data),
             evidence.widths(data),
+            device.staircases(data),
             evidence.calibration(data),
             evidence.prune_and_grow(data),
             evidence.learning(data),
+            training.cost(data),
+            device.training_cost(data),
+            device.exports(data),
             evidence.environment(data),
             evidence.reproduce(data),
         )
@@ -85,6 +96,14 @@ def render(data: Mapping[str, Any]) -> str:
     )
     title = f"{result.get('model') or 'A network'}: latency report"
     maker = f"Made by halp-iee {result.get('version') or ''}".strip()
+    return page(title, body, maker, as_json(result))
+
+
+def page(title: str, body: str, maker: str, document: str) -> str:
+    """A whole page around a body; ``document`` is JSON for programs that read it."""
+    here = Path(__file__).parent
+    style = (here / "report.css").read_text(encoding="utf-8")
+    script = "".join((here / name).read_text(encoding="utf-8") for name in ("tip.js", "sort.js"))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
@@ -93,12 +112,12 @@ def render(data: Mapping[str, Any]) -> str:
         f"<footer>{esc(maker)}. Measured means timed on the device, predicted means summed "
         "from its latency table, modelled means computed from a datasheet.</footer></main>\n"
         '<div id="tip" role="tooltip" hidden></div>'
-        f'<script type="application/json" id="result">{_json(result)}</script>'
+        f'<script type="application/json" id="result">{document}</script>'
         f"<script>\n{script}</script></body></html>\n"
     )
 
 
-def _json(result: Mapping[str, Any]) -> str:
+def as_json(result: Mapping[str, Any]) -> str:
     """The result for programs that read the page; no text in it can end the element that holds it."""
     dumped = json.dumps(_finite(result), default=str, ensure_ascii=True)
     return dumped.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -134,16 +134,26 @@ def legend(entries: Sequence[tuple[str, str, bool]]) -> str:
     return f'<div class="legend">{"".join(items)}</div>'
 
 
-def bar_row(name: str, dense: float, slim: float, value: str, *, tip: str, frozen: bool = False) -> str:
+def bar_row(
+    name: str,
+    dense: float,
+    slim: float,
+    value: str,
+    *,
+    tip: str,
+    frozen: bool = False,
+    marks: Sequence[float] = (),
+) -> str:
     """A row with two bars, one in the other: ``dense`` and ``slim`` are shares of the full width, 0 to 1.
 
-    ``value`` is HTML; the rest is escaped.
+    ``value`` is HTML; the rest is escaped. ``marks`` are ticks at such shares.
     """
+    ticked = "".join(f'<u style="left:{_percent(mark)}"></u>' for mark in marks)
     style = "bars frozen" if frozen else "bars"
     return (
         f'<div class="row"><span class="name">{esc(name)}</span><span class="value">{value}</span>'
         f'<span class="{style}" data-tip="{esc(tip)}"><i class="d" style="width:{_percent(dense)}"></i>'
-        f'<i class="s" style="width:{_percent(slim)}"></i></span></div>'
+        f'<i class="s" style="width:{_percent(slim)}"></i>{ticked}</span></div>'
     )
 
 

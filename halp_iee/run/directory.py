@@ -92,6 +92,8 @@ class RunDirectory:
     evidence = property(lambda self: self.root / "evidence.json")
     calibration = property(lambda self: self.root / "calibration.json")
     table = property(lambda self: self.root / "table.jsonl")
+    exports = property(lambda self: self.root / "exports.json")
+    hub = property(lambda self: self.root / "hub")
     seconds = property(lambda self: self.root / "seconds.json")
     tensorboard = property(lambda self: self.root / "tensorboard")
 
@@ -148,7 +150,7 @@ class RunDirectory:
     def clear(self) -> None:
         """Remove what a run of this tool leaves; nothing else that lies in the directory."""
         files = (self.config, self.artifact, self.onnx, self.dense_onnx, self.result, self.report)
-        for path in (*files, self.evidence, self.calibration, self.table, self.seconds):
+        for path in (*files, self.evidence, self.calibration, self.table, self.seconds, self.exports):
             path.unlink(missing_ok=True)
-        for folder in (self.dense, self.slim, self.tensorboard):
+        for folder in (self.dense, self.slim, self.tensorboard, self.hub):
             shutil.rmtree(folder, ignore_errors=True)

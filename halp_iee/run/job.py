@@ -39,6 +39,8 @@ class DeviceChoice:
         table: a latency table to use instead of finding or making one.
         time_budget_s: how long the sweep may take; None: a minute for small inputs, three for large.
         max_error: held-out error at which the sweep may stop sooner.
+        backend: what runs the kernels; None: the device's own choice.
+        precision, layout, l2: how, see `halp_profiler.backends.base.Settings`.
     """
 
     name: str = "cpu"
@@ -48,6 +50,10 @@ class DeviceChoice:
     table: str | None = None
     time_budget_s: float | None = None
     max_error: float = 0.02
+    backend: str | None = None
+    precision: str = "fp32"
+    layout: str | None = None
+    l2: str = "warm"
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,7 @@ class Job:
         criterion: importance.
         solver: which solver decides.
         finetune_epochs: epochs of training after a one-shot pruning.
+        train_on: `auto`, `cpu` or `cuda`: where the networks are trained, whatever device they are for.
         tensorboard: whether figures are also written for TensorBoard.
     """
 
@@ -88,6 +95,7 @@ class Job:
     solver: str = "joint"
     finetune_epochs: int = 0
     switches: Mapping[str, Any] = field(default_factory=dict)
+    train_on: Literal["auto", "cpu", "cuda"] = "auto"
     tensorboard: bool = False
 
     def default_directory(self) -> Path:

@@ -11,6 +11,7 @@ import halp_iee
 from halp_iee.measure import runtime
 from halp_iee.measure.flops import Counts, count
 from halp_iee.measure.training_cost import TrainingCost
+from halp_iee.report.collect import group_steps, staircases
 from halp_iee.run.directory import RunDirectory, write_json
 from halp_iee.run.job import Job
 from halp_iee.run.stages import Cost, Measured, Network, Slimmed
@@ -18,6 +19,7 @@ from halp_iee.run.training import Reference
 from halp_iee.slim.artifact import save
 from halp_iee.train.records import steps_per_epoch
 from halp_profiler.devices import attached
+from halp_profiler.files import whole
 
 
 def artifact(job: Job, network: Network, slimmed: Slimmed, cost: Cost, run: RunDirectory) -> Path:
@@ -77,21 +79,47 @@ def report(result: dict[str, Any], job: Job, network: Network, cost: Cost, slimm
     """Write the evidence, the page, and last the result: where a result is, the run is complete."""
     write_json(run.evidence, evidence(result, job, network, cost, slimmed))
     write_report(run, result)
+    write_card(run, result)
     write_json(run.result, result)
 
 
 def write_report(run: RunDirectory, result: dict[str, Any]) -> Path:
     """The page, made from what the run recorded; it can be made again at any time."""
+    from halp_iee.export.deploy import exports_of
     from halp_iee.report.html import write
     from halp_iee.run.directory import read_json
 
-    write({"result": result, **read_json(run.evidence, dict[str, Any])}, run.report)
-    return run.report
+    known = read_json(run.evidence, dict[str, Any])
+    return write({"result": result, "exports": exports_of(run), **known}, run.report)
+
+
+def write_card(run: RunDirectory, result: dict[str, Any], license: str | None = None) -> Path:
+    """The folder to upload: model card, artifact, ONNX file and what was exported into the run beside them.
+
+    A licence that was stated before stays.
+    """
+    from halp_iee.export.deploy import exports_of
+    from halp_iee.report.card import UNKNOWN_LICENSE, write_folder
+    from halp_iee.run.directory import read_json
+
+    known = read_json(run.evidence, dict[str, Any])
+    kept = run.root / "license.txt"
+    if license is not None:
+        with whole(kept) as partial:
+            partial.write_text(license + "\n", encoding="utf-8")
+    stated = kept.read_text(encoding="utf-8").strip() if kept.is_file() else UNKNOWN_LICENSE
+    exports = [one for one in exports_of(run) if Path(one["path"]).resolve().parent == run.root.resolve()]
+    files = [path for path in (run.artifact, run.onnx) if path.is_file()]
+    files += [Path(file) for one in exports for file in one.get("files", ()) if Path(file).is_file()]
+    return write_folder(
+        run.hub, result, files, exports=exports, license=stated, reproduce=str(known.get("reproduce", ""))
+    )
 
 
 def evidence(result: dict[str, Any], job: Job, network: Network, cost: Cost, slimmed: Slimmed) -> dict[str, Any]:
     """What the page shows beyond the result."""
     full = network.graph.full_widths
+    steps = group_steps(cost.model, slimmed.widths)
     return {
         "layers": [
             {"name": layer.name, "dense_ms": float(layer.ms(layer.c_in(full), layer.c_out(full))),
@@ -101,8 +129,9 @@ def evidence(result: dict[str, Any], job: Job, network: Network, cost: Cost, sli
         "fixed_ms": cost.model.fixed_ms,
         "groups": [
             {"name": g.name, "size": g.size, "kept": slimmed.widths.get(g.name, g.size), "prunable": g.prunable,
-             "reason": g.reason} for g in network.graph.groups
+             "reason": g.reason, "steps": steps.get(g.name, [])} for g in network.graph.groups
         ],
+        "staircases": staircases(cost.model, slimmed.widths),
         "events": [{**{k: v for k, v in e.items() if k != "event"}, "kind": e["event"]} for e in slimmed.events],
         "calibration": [{"before_ms": b, "predicted_ms": p, "measured_ms": m} for b, p, m in cost.calibration],
         "table": cost.table,
@@ -131,6 +160,8 @@ def _command(job: Job) -> str:
     words += ["--latency-target", str(job.target), "--seed", str(job.seed)]
     words += ["--gpu", job.device.name] if job.device.name != "cpu" else []
     words += ["--threads", str(job.device.threads), "--batch", str(job.device.batch)]
+    words += ["--importance", job.criterion] if job.criterion != "taylor_bn" else []
+    words += ["--solver", job.solver] if job.solver != "joint" else []
     words += ["--weights", job.weights] if job.weights else []
     words += ["--method", job.method] if job.method not in ("iee", "one-shot") else []
     words += [word for name, value in job.switches.items() for word in _switch(name, value)]
@@ -147,4 +178,4 @@ def _switch(name: str, value: Any) -> list[str]:
     """A setting of the method as it is typed."""
     if isinstance(value, bool):
         return [f"--{'' if value else 'no-'}{name.replace('_', '-')}"]
-    return [f"--{name.lower().replace('_', '-')}", str(value)]
+    return [f"--{name.replace('_', '-')}", str(value)]

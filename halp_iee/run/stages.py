@@ -64,7 +64,8 @@ class Table:
     @property
     def local(self) -> bool:
         """Whether the device is at hand, so that whole networks can be timed on it."""
-        return self.table.source == "measured" and self.device.attached
+        header = self.table.header
+        return header.source == "measured" and self.device.attached and header.backend == "onnxruntime-cpu"
 
 
 @dataclass(frozen=True)
@@ -227,6 +228,7 @@ def find_or_make_table(
         table = profile_network(
             graph, found, given, model=short_name(model), source=None if device.source == "auto" else device.source,
             batch=device.batch, threads=device.threads, time_budget_s=seconds, max_error=device.max_error,
+            backend=device.backend, precision=device.precision, layout=device.layout, l2=device.l2,
             progress=lambda done, total, eta_s: task.update(done, total),
         )  # fmt: skip
     return Table(table, found)
@@ -242,14 +244,20 @@ def _shipped(found: Device, model: str, device: DeviceChoice) -> Path | None:
     """A modelled table that ships with the package; a measured one is of its own machine, and a new one is better."""
     if found.attached or device.source == "measured":
         return None
-    name = default_table_path(found, short_name(model), batch=device.batch, threads=device.threads).name
+    name = default_table_path(
+        found, short_name(model), batch=device.batch, threads=device.threads, precision=device.precision
+    ).name
     return next((folder / name for folder in search_folders() if (folder / name).is_file()), None)
 
 
 def _check_table(table: LatencyTable, found: Device, device: DeviceChoice) -> None:
     """Raise TableError where a table is for another device, or was made otherwise, than is asked for."""
-    asked = {"device": found.label, "batch": device.batch}
-    has = {"device": table.device, "batch": table.batch}
+    asked = {"device": found.label, "batch": device.batch, "precision": device.precision}
+    has = {"device": table.device, "batch": table.batch, "precision": table.header.precision}
+    if device.backend is not None:
+        asked, has = asked | {"backend": device.backend}, has | {"backend": table.header.backend}
+    if device.layout is not None:
+        asked, has = asked | {"layout": device.layout}, has | {"layout": table.header.layout}
     if found.kind == "cpu":
         asked, has = asked | {"threads": device.threads}, has | {"threads": table.threads or 0}
     if device.source != "auto":
@@ -259,7 +267,7 @@ def _check_table(table: LatencyTable, found: Device, device: DeviceChoice) -> No
             raise TableError(
                 f"the latency table {table.path} is not for this run",
                 f"its {name} is {has[name]} and the run's is {value}",
-                "choose the device with --gpu, --batch, --threads and --source, or leave --table out",
+                "choose with --gpu, --batch, --threads, --precision, --backend and --source, or leave --table out",
             )
 
 

@@ -27,7 +27,7 @@ from halp_iee.solve import Answer, solve
 from halp_iee.train import EventLog, History, evaluate, fit, make_optimizer
 from halp_iee.train import Progress as Step
 from halp_iee.train.events import read
-from halp_iee.train.processes import Processes
+from halp_iee.train.processes import Processes, training_device
 from halp_iee.train.records import Data, steps_per_epoch
 
 
@@ -56,6 +56,7 @@ def check(job: Job, network: Network) -> None:
     """
     if network.data is not None and job.method != "one-shot":
         configuration(job, total_steps(job, network.data))
+    training_device(job.train_on)
     if job.tensorboard:
         from halp_iee.train.tensorboard import Board
 
@@ -85,13 +86,18 @@ def train_to_target(
     assert data is not None, "the command line asks for data"
     steps = total_steps(job, data)
     model = copy.deepcopy(reference.model if job.method == "halp" else network.model)
+    model.to(training_device(job.train_on))
     optimizer = make_optimizer(model, job.recipe)
     log = _log(job, run, run.slim, "slim")
     method = search(
         job, steps, model, network.graph, cost.model, target_ms=cost.target_ms, optimizer=optimizer,
         measure=cost.clock, on_event=lambda event: log.log(event.pop("kind"), **event),
     )  # fmt: skip
-    identity = {"target": f"{cost.target_ms:.6g} ms", "settings": json.dumps(vars(method.config), sort_keys=True)}
+    identity = {
+        "target": f"{cost.target_ms:.6g} ms",
+        "latency table": f"{cost.table['device']}, {cost.model.source}, dense {cost.model.dense_ms:.6g} ms",
+        "settings": json.dumps(vars(method.config), sort_keys=True),
+    }
     name = {"iee": "IEE", "halp": "HALP"}[job.method]
     teacher = reference.model if job.recipe.distill else None
     history, events = _fit(job, model, data, run.slim, name, progress, method, optimizer, log, identity, teacher)
@@ -152,7 +158,8 @@ def prune_to_target(
     if network.data is not None:
         if job.finetune_epochs:
             log = _log(job, run, run.slim, "slim")
-            history, tuned = _fit(job, small, network.data, run.slim, "fine-tuning", progress, log=log)
+            teacher = copy.deepcopy(network.model) if job.recipe.distill else None
+            history, tuned = _fit(job, small, network.data, run.slim, "fine-tuning", progress, log=log, teacher=teacher)
             seconds, events = history.seconds, (*events, *tuned)
             macs = count(network.graph, answer.widths).macs
             bill = TrainingCost(count(network.graph).macs)
@@ -191,6 +198,7 @@ def _log(job: Job, run: RunDirectory, directory: Path, phase: str) -> EventLog:
     if not Processes.here().first:
         return EventLog(None)
     mirror = None
+    training_device(job.train_on)
     if job.tensorboard:
         from halp_iee.train.tensorboard import Board
 
@@ -212,7 +220,11 @@ def _fit(
         history = fit(
             model, data, recipe, method=method, optimizer=optimizer, teacher=teacher, checkpoint_dir=directory,
             identity={"model": job.model, **(identity or {})}, events=log, progress=_shown(task, method),
+            device=training_device(job.train_on),
         )  # fmt: skip
+    for module in (model, teacher):  # what follows is built, exported and compared on the CPU
+        if module is not None:
+            module.to("cpu")
     phase = "dense" if name == "dense reference" else "slim"
     logged = Processes.here().once(lambda: read(directory / "events.jsonl"))
     return history, tuple({**event, "phase": phase} for event in logged)

@@ -7,7 +7,6 @@ original network's own class: nothing in it is executed, and nothing is pickled.
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -21,9 +20,10 @@ from torch import Tensor, nn
 
 from halp_iee.errors import ArtifactError
 from halp_iee.graph.attributes import numbers_of, put_number
+from halp_iee.graph.copies import duplicate, skeleton
 from halp_iee.graph.keep import checked
 from halp_iee.graph.records import Keep
-from halp_iee.graph.sandbox import first_line, named_tensors, skeleton
+from halp_iee.graph.sandbox import first_line, named_tensors
 from halp_iee.slim.build import RECIPE, recipe_of
 from halp_iee.slim.surgery import put, replacing, resize_attributes
 from halp_profiler.files import whole
@@ -183,7 +183,7 @@ def load(path: str | os.PathLike[str], model: nn.Module | Callable[[], nn.Module
     what = f"The saved network {path} does not fit"
     remedy = f"Pass the network it was made from ({recipe.get('class')})"
     if isinstance(model, nn.Module):
-        small = copy.deepcopy(model)
+        small = duplicate(model)
     else:
         small = model()
         if not isinstance(small, nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +11,9 @@ from torch import Tensor, nn
 
 from halp_iee.errors import GraphError
 from halp_iee.graph.compare import Difference, first_difference
-from halp_iee.graph.sandbox import first_line, map_tensors, steady_randomness, tensors_in, training_flags
-from halp_iee.slim.surgery import slim_
+from halp_iee.graph.copies import duplicate
+from halp_iee.graph.sandbox import first_line, map_tensors, named_tensors, steady_randomness, tensors_in, training_flags
+from halp_iee.slim.surgery import fit_numbers, replacing, slim_tensors
 
 if TYPE_CHECKING:
     from halp_iee.graph.graph import ChannelGraph
@@ -58,15 +58,21 @@ def recipe_of(graph: ChannelGraph, keep: Mapping[str, np.ndarray]) -> dict[str, 
 
 def cut(graph: ChannelGraph, keep: Mapping[str, np.ndarray], full: nn.Module) -> nn.Module:
     """The slim network, not yet proved."""
+    own = named_tensors(full)
+    made, shapes = {}, {name: tuple(tensor.shape) for name, tensor in own.items()}
+    for names, value in slim_tensors(own, graph, keep).items():
+        replacement = replacing(own[names[0]], value)
+        for name in names:
+            made[name], shapes[name] = replacement, tuple(value.shape)
     try:
-        small = copy.deepcopy(full)
+        small = duplicate(full, made)
     except Exception as error:  # whatever a module's own __deepcopy__ raises
         raise GraphError(
             "The network cannot be slimmed",
             f"it cannot be copied: {type(error).__name__}: {first_line(error)}",
-            "Detach tensors that are kept as plain attributes, or give the class a __deepcopy__",
+            "Remove the object that is named from the network's attributes, or give its class a __deepcopy__",
         ) from error
-    slim_(small, graph, keep)
+    fit_numbers(small, graph, keep, shapes)
     return small
 
 
@@ -182,7 +188,7 @@ def _difference(
     for precision in ("double", "own"):
         try:
             if precision == "double":
-                large, little = copy.deepcopy(full).double(), copy.deepcopy(small).double()
+                large, little = duplicate(full).double(), duplicate(small).double()
                 given, tolerance = _double(inputs), 1e-6
             else:
                 large, little, given, tolerance = full, small, inputs, 1e-2
@@ -222,7 +228,7 @@ def _agree_in_double(
     """Whether the difference was rounding: deep networks amplify it, in double precision it vanishes."""
 
     try:
-        large, little = copy.deepcopy(full).double(), copy.deepcopy(small).double()
+        large, little = duplicate(full).double(), duplicate(small).double()
         inputs, named = _double((args, dict(kwargs)))
         with graph.masked(keep, large):
             wanted = outputs(large, inputs, named)

@@ -89,11 +89,14 @@ def _attention(module: Any, dense: Any, shapes: Shapes) -> None:
 def _recurrent(module: Any, dense: Any, shapes: Shapes) -> None:
     if "weight_ih_l0" in shapes:
         module.input_size = shapes["weight_ih_l0"][1]
+        module.hidden_size = shapes["weight_ih_l0"][0] * dense.hidden_size // dense.weight_ih_l0.shape[0]
+        if dense.proj_size:
+            module.proj_size = shapes["weight_hr_l0"][0]
 
 
 def _recurrent_cell(module: Any, dense: Any, shapes: Shapes) -> None:
     if "weight_ih" in shapes:
-        module.input_size = shapes["weight_ih"][1]
+        module.input_size, module.hidden_size = shapes["weight_ih"][1], shapes["weight_hh"][1]
 
 
 ATTRIBUTES: tuple[tuple[type[nn.Module], Callable[[Any, Any, Shapes], None]], ...] = (
@@ -159,22 +162,18 @@ def put(module: nn.Module, name: str, tensor: Tensor) -> None:
     setattr(owner, leaf, tensor)
 
 
-def slim_(module: nn.Module, graph: ChannelGraph, keep: Keep, tensors: Mapping[str, Tensor] | None = None) -> None:
-    """Give `module` the sizes that `keep` says, in place; full again with ``keep={}`` and full tensors.
+def slim_tensors(
+    own: Mapping[str, Tensor], graph: ChannelGraph, keep: Keep, tensors: Mapping[str, Tensor] | None = None
+) -> dict[tuple[str, ...], Tensor]:
+    """The tensors of a network that `keep` gives another size, by all their names.
 
     Args:
-        module: of the structure of ``graph.model``, at any size.
-        graph: of the full network.
-        keep: group name -> units that stay.
-        tensors: where the values come from, by qualified name; each either full (its
-            kept entries are taken) or already of the wanted size. Default: the module's own.
+        own, tensors: as for `slim_`.
 
     Raises:
         GraphError: `keep` is not valid, or a tensor is missing or of neither size.
     """
     positions = graph.positions(keep)
-    own = named_tensors(module)
-    shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
     made: dict[tuple[str, ...], Tensor] = {}
     for names in graph.shared_names:
         if names[0] not in positions:
@@ -204,12 +203,34 @@ def slim_(module: nn.Module, graph: ChannelGraph, keep: Keep, tensors: Mapping[s
         if value.data_ptr() == source.data_ptr() and source is not current and value.device.type != "meta":
             value = value.clone()
         made[names] = value
-    for names, value in made.items():
-        current = own[names[0]]
-        replacement = replacing(current, value)
+    return made
+
+
+def slim_(module: nn.Module, graph: ChannelGraph, keep: Keep, tensors: Mapping[str, Tensor] | None = None) -> None:
+    """Give `module` the sizes that `keep` says, in place; full again with ``keep={}`` and full tensors.
+
+    Args:
+        module: of the structure of ``graph.model``, at any size.
+        graph: of the full network.
+        keep: group name -> units that stay.
+        tensors: where the values come from, by qualified name; each either full (its
+            kept entries are taken) or already of the wanted size. Default: the module's own.
+
+    Raises:
+        GraphError: `keep` is not valid, or a tensor is missing or of neither size.
+    """
+    own = named_tensors(module)
+    shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
+    for names, value in slim_tensors(own, graph, keep, tensors).items():
+        replacement = replacing(own[names[0]], value)
         for name in names:
             put(module, name, replacement)
             shapes[name] = tuple(value.shape)
+    fit_numbers(module, graph, keep, shapes)
+
+
+def fit_numbers(module: nn.Module, graph: ChannelGraph, keep: Keep, shapes: Shapes) -> None:
+    """Make every number that a module keeps agree with its tensors, which have their sizes already."""
     resize_attributes(module, graph.model, shapes)
     for (owner, name, item), number in graph.numbers(keep).items():
         put_number(module.get_submodule(owner), name, item, number)

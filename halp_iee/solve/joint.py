@@ -22,7 +22,7 @@ import numpy as np
 from halp_iee.solve.dual import DualResult, Oracle, minimise_dual
 from halp_iee.solve.eliminate import elimination_order
 from halp_iee.solve.halp import solve_halp
-from halp_iee.solve.labels import TooManyLabelsError, close
+from halp_iee.solve.labels import TooManyLabelsError, closable, close
 from halp_iee.solve.network import Network, cell_starts, compile_network, cut, restrict
 from halp_iee.solve.problem import Problem
 from halp_iee.solve.search import Search
@@ -275,7 +275,7 @@ class _Branch:
     def _close(self, oracle: Oracle, result: DualResult, bound: float, tolerance: float) -> float:
         """The bound once what the dual leaves open is looked through with its latencies, and answers from there."""
         network, price = oracle.cells.network, result.price
-        if self.point is None or not (oracle.cells.exact and oracle.elimination.exact and 0.0 < price < math.inf):
+        if self.point is None or not (closable(oracle) and 0.0 < price < math.inf):
             return bound
         for most in _LABELS:
             above = self.value / (1.0 - _NEARLY * tolerance)

@@ -80,7 +80,7 @@ class Closed:
 
     Attributes:
         bound: no choice of the network's cells within the budget has a larger value.
-        choices: cells of every variable, the most promising first; true widths, maybe just over the budget.
+        choices: cells of every variable, the most promising first; maybe just over the budget.
         work: labels that were looked at.
     """
 
@@ -94,10 +94,10 @@ class TooManyLabelsError(Exception):
 
 
 def close(oracle: Oracle, price: float, budget_ms: float, above: float, most: int) -> Closed:
-    """Bound the importance that an exact network reaches within the budget, from ``above`` on.
+    """Bound the importance that any widths of the network reach within the budget, from ``above`` on.
 
     Args:
-        oracle: of exact cells and an exact plan.
+        oracle: one that is ``closable``.
         price: the dual's, importance a ms; above 0.
         above: choices that are not worth more than this are not looked at; the bound is at least this.
         most: labels a message holds, or a few a cell where it has many cells; those nearest to each other are merged.
@@ -108,11 +108,16 @@ def close(oracle: Oracle, price: float, budget_ms: float, above: float, most: in
     return _Pass(oracle, price, budget_ms, above, most).run()
 
 
+def closable(oracle: Oracle) -> bool:
+    """Whether ``close`` can read this: cells of single widths, and an exact plan."""
+    return oracle.elimination.exact and oracle.cells.exact
+
+
 class _Pass:
     def __init__(
         self, oracle: Oracle, price: float, budget_ms: float, above: float, most: int
     ) -> None:
-        assert oracle.cells.exact and oracle.elimination.exact
+        assert closable(oracle)
         self.cells = oracle.cells
         self.plan = oracle.elimination
         self.price, self.most, self.above = price, most, above

@@ -6,7 +6,6 @@ hooks of `train/method.py: Method`, which `fit` calls before and after every opt
 
 from __future__ import annotations
 
-import json
 import math
 import threading
 import time
@@ -19,16 +18,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-import halp_iee
 from halp_iee.errors import CheckpointError, TrainingError, UsageError
 from halp_iee.train import checkpoint as checkpoints
 from halp_iee.train import randomness
 from halp_iee.train.average import Average
 from halp_iee.train.evaluation import evaluate
 from halp_iee.train.events import EventLog
+from halp_iee.train.fingerprint import fingerprint
 from halp_iee.train.interrupt import interrupt_flag
 from halp_iee.train.method import Method
 from halp_iee.train.objective import Objective
+from halp_iee.train.optimizer import make_optimizer
 from halp_iee.train.position import EpochRecord, History, Position, Progress
 from halp_iee.train.processes import Processes, shared_statistics, wrapped
 from halp_iee.train.recipe import Recipe
@@ -36,25 +36,6 @@ from halp_iee.train.records import Data, steps_per_epoch
 
 CHECKPOINT = "checkpoint.safetensors"
 _LEAST_SCALE = 2.0**-10  # of the loss in fp16: gradients that overflow even so are not finite at all
-
-
-def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """SGD or AdamW over the model's parameters; no weight decay on norms and biases.
-
-    Decay on a norm's scale would make units look unimportant that are not, and its effect on
-    weights before a norm is one of step size only (van Laarhoven 2017).
-    """
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    if not groups:
-        raise UsageError("the network cannot be trained", "no parameter requires a gradient", "unfreeze some")
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.lr)
-    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov)
 
 
 def fit(
@@ -114,16 +95,16 @@ def fit(
     model.to(device)
     if teacher is not None:
         teacher.to(device)
-    # A third less time on CPUs, and what tensor cores want; the values are the same.
-    if torch.device(device).type == "cpu" or recipe.precision != "fp32":
-        model.to(memory_format=torch.channels_last)
     model.train()
     optimizer = optimizer or make_optimizer(model, recipe)
     processes.same_values(model)
     log = events or EventLog(None)
     run = _Run(model, data, recipe, method, optimizer, log, torch.device(device), processes)
+    if _fast_with_channels_last(model, run.device, recipe):
+        run.layout = torch.channels_last
+        model.to(memory_format=torch.channels_last)
     run.objective = Objective(recipe, teacher if recipe.distill else None)
-    run.identity = _fingerprint(model, data, recipe, method, processes, identity or {})
+    run.identity = fingerprint(model, data, recipe, method, processes, identity or {})
     if recipe.ema_decay is not None:
         run.average = Average(model, recipe.ema_decay)
         if method is not None:
@@ -142,7 +123,8 @@ def fit(
         stopped = _train(run, progress, stop_after, (checkpoint_every_steps, checkpoint_every_s), interrupted)
     if run.average is not None and not stopped:
         run.average.give_to(model)
-    model.to(memory_format=torch.contiguous_format)
+    if run.layout is not None:
+        model.to(memory_format=torch.contiguous_format)
     return History(
         epochs=tuple(EpochRecord(**e) for e in run.at.epochs),
         steps=run.at.step,
@@ -152,6 +134,13 @@ def fit(
         phases={name: (int(steps), seconds) for name, (steps, seconds) in run.at.phases.items()},
         method_seconds=run.at.method_seconds,
     )
+
+
+def _fast_with_channels_last(model: nn.Module, device: torch.device, recipe: Recipe) -> bool:
+    """A third less time on CPUs, and what tensor cores want; there is no such layout for volumes."""
+    tensors = (*model.parameters(), *model.buffers())
+    wanted = device.type == "cpu" or recipe.precision != "fp32"
+    return wanted and any(t.dim() == 4 for t in tensors) and all(t.dim() != 5 for t in tensors)
 
 
 def _check(
@@ -197,6 +186,7 @@ class _Run:
     average: Average | None = None
     scaler: torch.amp.GradScaler | None = None
     wrapper: nn.Module | None = None
+    layout: torch.memory_format | None = None  # of images and weights, where it is not the usual one
     unused: bool = True  # whether some parameters may get no gradient; known after the first step
 
     @property
@@ -265,9 +255,10 @@ def _train(
                 run.save()
                 return True
             phase = "train" if run.method is None else run.method.phase
-            if images.dim() == 4:
-                images = images.contiguous(memory_format=torch.channels_last)
-            loss, lr, ending = _step(run, images.to(run.device), labels.to(run.device), interrupted)
+            if run.layout is not None and images.dim() == 4:
+                images = images.contiguous(memory_format=run.layout)
+            due = time.monotonic() - saved_s > every[1]
+            loss, lr, ending, due = _step(run, images.to(run.device), labels.to(run.device), interrupted, due)
             now = time.perf_counter()
             _count_seconds(at, phase, now - since)
             since = now
@@ -277,9 +268,6 @@ def _train(
                 since = time.perf_counter()
             if progress is not None:
                 progress(_progress(run, loss, lr))
-            due = time.monotonic() - saved_s > every[1]
-            if run.processes.world > 1:
-                due = run.processes.share(due)
             ending = ending or (run.processes.world == 1 and interrupted.is_set())
             if last or ending or due or (every[0] and at.step % every[0] == 0):
                 run.save()
@@ -296,8 +284,10 @@ def _count_seconds(at: Position, phase: str, seconds: float) -> None:
     at.phases[phase] = [steps + 1, before + seconds]
 
 
-def _step(run: _Run, images: Tensor, labels: Tensor, interrupted: threading.Event) -> tuple[float, float, bool]:
-    """One optimizer step; the loss before it, the learning rate, and whether a process was told to end."""
+def _step(
+    run: _Run, images: Tensor, labels: Tensor, interrupted: threading.Event, due: bool
+) -> tuple[float, float, bool, bool]:
+    """One optimizer step; the loss before it, the learning rate, and whether any process is to end, or to save."""
     at, recipe, optimizer, scaler = run.at, run.recipe, run.optimizer, run.scaler
     lr = recipe.lr_at(at.step, run.steps_per_epoch)
     for group in optimizer.param_groups:
@@ -305,7 +295,8 @@ def _step(run: _Run, images: Tensor, labels: Tensor, interrupted: threading.Even
     optimizer.zero_grad(set_to_none=True)
     size = min(recipe.batch_size, len(run.data.train))
     loss_sum, hits = _gradients(run, images, labels, size)
-    loss_sum, found, seen, ends = run.processes.total(loss_sum, hits, len(labels), interrupted.is_set())
+    sums = run.processes.total(loss_sum, hits, len(labels), interrupted.is_set(), due)
+    loss_sum, found, seen, ends, saves = sums
     value = loss_sum / seen
     if not math.isfinite(value):
         raise _not_finite(run, f"the loss became {value}", lr)
@@ -341,7 +332,7 @@ def _step(run: _Run, images: Tensor, labels: Tensor, interrupted: threading.Even
     at.method_seconds += method_s
     if run.average is not None:
         run.average.update(run.model, at.step)
-    return value, lr, ends > 0
+    return value, lr, ends > 0, saves > 0
 
 
 def _gradients(run: _Run, images: Tensor, labels: Tensor, size: int) -> tuple[float, int]:
@@ -351,7 +342,7 @@ def _gradients(run: _Run, images: Tensor, labels: Tensor, size: int) -> tuple[fl
         run.wrapper = wrapped(run.model, run.processes, run.unused)
     reduced = torch.bfloat16 if recipe.precision == "bf16" else torch.float16
     loss_sum, hits = 0.0, 0
-    parts = list(zip(images.chunk(recipe.accumulate), labels.chunk(recipe.accumulate), strict=True))
+    parts = list(zip(images.tensor_split(recipe.accumulate), labels.tensor_split(recipe.accumulate), strict=True))
     for number, (some, their) in enumerate(parts):
         with ExitStack() as during:
             if number + 1 < len(parts) and isinstance(run.wrapper, DistributedDataParallel):
@@ -409,24 +400,3 @@ def _progress(run: _Run, loss: float, lr: float) -> Progress:
     newest = next((e["test_top1"] for e in reversed(at.epochs) if e["test_top1"] is not None), None)
     epoch = (at.step - 1) // run.steps_per_epoch + 1
     return Progress(epoch, recipe.epochs, at.step, recipe.epochs * run.steps_per_epoch, loss, lr, newest)
-
-
-def _fingerprint(
-    model: nn.Module,
-    data: Data,
-    recipe: Recipe,
-    method: Method | None,
-    processes: Processes,
-    identity: Mapping[str, str],
-) -> dict[str, str]:
-    # Names of parameters, not shapes: those change while a method is at work, and are compared when
-    # the tensors are loaded.
-    return {
-        **identity,
-        "network": f"{type(model).__name__} of {sum(1 for _ in model.named_parameters())} parameters",
-        "data set": data.fingerprint,
-        "recipe": json.dumps(recipe.model_dump(), sort_keys=True),
-        "method": "none" if method is None else type(method).__name__,
-        "processes": str(processes.world),
-        "version of halp-iee": halp_iee.__version__,
-    }

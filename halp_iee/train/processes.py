@@ -55,7 +55,7 @@ class Processes:
         """Sums over all processes, in double precision."""
         if self.world == 1:
             return values
-        tensor = torch.tensor(values, dtype=torch.float64, device=_group_device())
+        tensor = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(tensor)
         return tuple(tensor.tolist())
 
@@ -64,7 +64,7 @@ class Processes:
         if self.world == 1:
             return value
         box = [value if self.first else None]
-        dist.broadcast_object_list(box, src=0, device=_group_device())
+        dist.broadcast_object_list(box, src=0)
         return box[0]  # type: ignore[return-value]
 
     def gather(self, value: Result) -> list[Result]:
@@ -100,13 +100,25 @@ class Processes:
                 dist.broadcast(tensor.detach(), src=0)
 
 
+def training_device(wanted: str = "auto") -> torch.device:
+    """Where this process trains: its own GPU if there is one, else the CPU.
+
+    Args:
+        wanted: `auto`, `cpu` or `cuda`.
+
+    Raises:
+        DeviceError: `cuda`, and there is none.
+    """
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    there = torch.cuda.is_available() and torch.cuda.device_count() > local
+    if wanted == "cuda" and not there:
+        raise DeviceError("the training cannot run on CUDA", "torch sees no such device here", "leave --train-on out")
+    return torch.device("cuda", local) if there and wanted != "cpu" else torch.device("cpu")
+
+
 def first_of_torchrun() -> bool:
     """Whether this process is to print results: the only one, or the first that torchrun started."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def _group_device() -> torch.device:
-    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
 
 
 @contextmanager
@@ -126,7 +138,7 @@ def started() -> Iterator[Processes]:
         torch.cuda.set_device(local)
     try:
         # A latency table is swept by the first process alone, and the others wait for it.
-        dist.init_process_group("nccl" if gpus else "gloo", timeout=timedelta(hours=24))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=timedelta(hours=24))
     except (RuntimeError, ValueError, dist.DistError) as error:
         raise DeviceError(
             f"the {world} processes could not find each other", str(error).split("\n", 1)[0],

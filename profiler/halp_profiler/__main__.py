@@ -13,7 +13,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
+from halp_profiler import nvml
+from halp_profiler import table as tables
+from halp_profiler.backends.base import CACHES, LAYOUTS, PRECISIONS
+from halp_profiler.devices import names_of, use_cores
 from halp_profiler.errors import HalpError
 
 
@@ -36,7 +41,13 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="measure a sweep into a table")
     run.add_argument("sweep", help="what to measure, as `halp-iee profile --emit` writes it")
     run.add_argument("--out", required=True, help="the table; gone on with when it exists")
-    run.add_argument("--device", help="cpu, or a device from the datasheets (modelled); default: the sweep's")
+    run.add_argument("--device", help="cpu, cpu:0-3, cuda:0, or one from the datasheets; default: the sweep's")
+    run.add_argument("--devices", help="several of one kind at once, e.g. cuda:0,cuda:1 or cpu:0;cpu:1")
+    run.add_argument("--ray-workers", type=int, metavar="N", help="on N devices of a Ray cluster")
+    run.add_argument("--backend", help="what runs the kernels; `devices` lists them; default: the sweep's")
+    run.add_argument("--precision", choices=PRECISIONS, help="default: the sweep's")
+    run.add_argument("--layout", choices=LAYOUTS, help="default: the sweep's, or the backend's own choice")
+    run.add_argument("--l2", choices=CACHES, help="state of a GPU's second-level cache; default: the sweep's, or warm")
     run.add_argument("--threads", type=int, help="of the runtime; default: the sweep's")
     run.add_argument("--max-error", type=float, help="on held-out points; default: the sweep's")
     run.add_argument("--time-budget", type=float, metavar="SECONDS")
@@ -56,22 +67,35 @@ def _run(args: argparse.Namespace) -> int:
     from halp_profiler.devices import find
 
     wanted = plan.read(args.sweep)
-    device = find(args.device or wanted.device)
-    backend = backend_for(
-        device, threads=args.threads or wanted.threads, batch=wanted.batch, precision=wanted.precision
-    )
-    result = sweep.run(
-        backend,
-        wanted.ranges,
-        args.out,
-        mode="exhaustive" if args.exhaustive else "adaptive",
-        max_error=args.max_error or wanted.max_error,
-        time_budget_s=args.time_budget or wanted.time_budget_s,
-        progress=_progress if sys.stderr.isatty() else None,
-    )
+    settings: dict[str, Any] = {
+        "threads": args.threads or wanted.threads, "batch": wanted.batch,
+        "precision": args.precision or wanted.precision, "backend": args.backend or wanted.backend,
+        "layout": args.layout or wanted.layout, "l2": args.l2 or wanted.l2 or "warm",
+    }  # fmt: skip
+    asked: dict[str, Any] = {
+        "mode": "exhaustive" if args.exhaustive else "adaptive", "max_error": args.max_error or wanted.max_error,
+        "time_budget_s": args.time_budget or wanted.time_budget_s,
+    }  # fmt: skip
+    bar = _progress if sys.stderr.isatty() else None
+    device = args.device or wanted.device
+    if args.devices:
+        from halp_profiler import fleet
+
+        names = names_of(args.devices)
+        result = fleet.run(names, wanted.ranges, args.out, settings=settings, progress=bar, **asked)
+    elif args.ray_workers:
+        from halp_profiler import fleet_ray
+
+        result = fleet_ray.run(
+            wanted.ranges, args.out, workers=args.ray_workers, device=device, settings=settings, **asked
+        )
+    else:
+        found = find(device)
+        use_cores(found)
+        result = sweep.run(backend_for(found, **settings), wanted.ranges, args.out, progress=bar, **asked)
     for key, why in result.refused.items():
         print(f"left out: {key}: {why}", file=sys.stderr)
-    source = backend.header().source
+    source = tables.read(result.path).header.source
     print(
         f"{result.path}: {result.measured} points {source}, {result.resumed} were there, in {result.seconds:.1f} s; "
         f"held-out error median {result.held_out_error:.2%}, worst {result.worst_held_out_error:.2%}"
@@ -87,18 +111,22 @@ def _progress(done: int, total: int, eta_s: float) -> None:
 
 
 def _merge(args: argparse.Namespace) -> int:
-    from halp_profiler import table
-
-    merged = table.merge(args.tables, args.out)
+    merged = tables.merge(args.tables, args.out)
     print(f"{args.out}: {len(merged.points)} points", file=sys.stderr)
     return 0
 
 
 def _devices(args: argparse.Namespace) -> int:
+    from halp_profiler.backends.catalogue import CATALOGUE, missing
     from halp_profiler.devices import attached, known
 
     for device in attached():
         print(f"{device.name:12} {device.label} (attached)")
+        for entry in CATALOGUE.values():
+            if device.kind in entry.kinds:
+                print(f"{'':12}   {entry.name:21} {missing(entry, device) or 'ready'}")
+    if why := nvml.missing():
+        print(f"no GPU: {why}")
     for device in known():
         print(f"{device.name:12} {device.label} (from its datasheet: modelled)")
     return 0

@@ -94,6 +94,17 @@ def find(name: str) -> Device:
     )
 
 
+def names_of(text: str) -> list[str]:
+    """The devices of a list such as ``cuda:0,cuda:1`` or ``cpu:0-3;cpu:4-7`` (``cpu:0,cpu:1`` are two as well)."""
+    return [part.strip(" ,") for part in re.split(r";|,(?=\s*[A-Za-z])", text) if part.strip(" ,")]
+
+
+def use_cores(device: Device) -> None:
+    """Keeps this process to the cores of ``device``, where it names some."""
+    if device.cores and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, device.cores)
+
+
 def _with_cores(host: Device, text: str) -> Device:
     cores: set[int] = set()
     for part in text.split(","):

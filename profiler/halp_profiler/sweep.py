@@ -39,8 +39,9 @@ class Result:
         path: the table.
         measured: points measured by this call.
         resumed: points that were there already.
-        held_out_error: median of |predicted - measured| / measured over the points held out; nan without any.
-        worst_held_out_error: its maximum.
+        held_out_error: median of |predicted - measured| / measured over the points held out, each weighted by
+            what it takes, for a network's latency is their sum; nan without any.
+        worst_held_out_error: its maximum, over all of them alike.
         refused: kernel key -> why it could not be timed.
         complete: False when the time budget ended the refinement before the error was reached.
         seconds: wall clock.
@@ -125,8 +126,8 @@ def run(
         complete = _adaptive(log, wanted, max_error, np.random.default_rng(seed))
     errors = _held_out_errors(log, wanted)
     result = Result(
-        Path(path), log.measured, len(known.points), float(np.median(errors)) if errors else float("nan"),
-        max(errors, default=float("nan")), refused, complete, time.monotonic() - log.start,
+        Path(path), log.measured, len(known.points), _weighted_median(errors),
+        max((e for e, _ in errors), default=float("nan")), refused, complete, time.monotonic() - log.start,
     )  # fmt: skip
     tables.append_sweep(
         path, {**asked, "complete": complete, **_errors_of(result), "seconds": round(result.seconds, 1)}
@@ -141,14 +142,19 @@ def _that_run(log: _Log, ranges: Sequence[KernelRange], refused: dict[str, str])
     Raises:
         DeviceError: it runs none of them.
     """
+    full = {
+        r.kernel: _crossing(r.kernel, [r.c_in[1] // r.kernel.quantum * r.kernel.quantum], [r.c_out[1]]) for r in ranges
+    }
+    try:
+        log.measure([q for r in ranges for q in full[r.kernel]], must=True)
+        return list(ranges)
+    except DeviceError:
+        pass  # one of them at least: find out which
     run: list[KernelRange] = []
     last: DeviceError | None = None
     for r in ranges:
         try:
-            log.measure(
-                _crossing(r.kernel, [r.c_in[1] // r.kernel.quantum * r.kernel.quantum], [r.c_out[1]]),
-                must=True,
-            )
+            log.measure(full[r.kernel], must=True)
             run.append(r)
         except DeviceError as e:
             refused[r.kernel.key], last = e.why, e
@@ -236,14 +242,15 @@ class _Log:
 
 def _adaptive(log: _Log, ranges: Sequence[KernelRange], max_error: float, rng: np.random.Generator) -> bool:
     reserve = 0.0 if log.budget_s is None else _SHARE_FOR_JUDGING * log.budget_s
+    order = np.random.default_rng(0)  # of its own: the held-out points are the same however many were measured
     grids = {r.kernel: _coarse(r, log.backend.steps(r.kernel)) for r in ranges}
     ends = [q for r in ranges for q in _crossing(r.kernel, *(axis[0] for axis in grids[r.kernel]))]
-    log.measure(_mixed(ends, rng), must=True)
+    log.measure(_mixed(ends, order), must=True)
     rest = [q for r in ranges for q in _crossing(r.kernel, *(sorted({*a, *b}) for a, b in grids[r.kernel]))]
-    in_time = log.measure(_mixed(rest, rng), must=False, until_left_s=reserve)
+    in_time = log.measure(_mixed(rest, order), must=False, until_left_s=reserve)
     open_ranges = sorted(ranges, key=lambda r: -_dense_ms(log, r))  # the dearest kernels matter most
     while open_ranges and in_time:
-        in_time, open_ranges = _refine(log, open_ranges, max_error, reserve)
+        in_time, open_ranges = _refine(log, open_ranges, max_error, reserve, order)
     judges = [q for r in ranges for q in _held_out(log, r, rng)]
     log.measure(_mixed(judges, rng), must=False, flag=HELD_OUT)
     _repair(log, ranges, max_error)
@@ -330,7 +337,7 @@ def _dense_ms(log: _Log, r: KernelRange) -> float:
 
 
 def _refine(
-    log: _Log, ranges: Sequence[KernelRange], max_error: float, reserve: float
+    log: _Log, ranges: Sequence[KernelRange], max_error: float, reserve: float, rng: np.random.Generator
 ) -> tuple[bool, list[KernelRange]]:
     """Tries the middle of every gap of the kernels' grids; where a surface is wrong there, a line is measured.
 
@@ -338,7 +345,7 @@ def _refine(
         Whether there was time for it, and the kernels in which a gap was wrong, so that its halves are to be tried.
     """
     probes = [p for r in ranges for p in _probes(log, r)]
-    if not log.measure([p.request for p in probes], must=False, until_left_s=reserve):
+    if not log.measure(_mixed([p.request for p in probes], rng), must=False, until_left_s=reserve):
         return False, list(ranges)
     lines: list[Request] = []
     wrong: dict[Kernel, KernelRange] = {}
@@ -349,7 +356,7 @@ def _refine(
             wrong[kernel] = p.range
             if not kernel.diagonal:
                 lines += _crossing(kernel, p.others, [at.c_out]) if p.axis else _crossing(kernel, [at.c_in], p.others)
-    return log.measure(lines, must=False, until_left_s=reserve), list(wrong.values())
+    return log.measure(_mixed(lines, rng), must=False, until_left_s=reserve), list(wrong.values())
 
 
 @dataclass(frozen=True)
@@ -421,12 +428,23 @@ def _draw(rng: np.random.Generator, ends: tuple[int, int], multiple: int) -> int
     return int(rng.integers(low, high + 1)) * multiple if 0 < low <= high else ends[1]
 
 
-def _held_out_errors(log: _Log, ranges: Sequence[KernelRange]) -> list[float]:
+def _weighted_median(errors: Sequence[tuple[float, float]]) -> float:
+    """Of (error, weight): the error that half of the weight does not exceed; nan of nothing."""
+    if not errors:
+        return float("nan")
+    values, weights = np.array(sorted(errors)).T
+    return float(values[np.searchsorted(np.cumsum(weights), weights.sum() / 2)])
+
+
+def _held_out_errors(log: _Log, ranges: Sequence[KernelRange]) -> list[tuple[float, float]]:
+    """(relative error, latency in ms) of every point that was held out."""
     errors = []
     for r in ranges:
         if judges := _judges(log, r.kernel):
             surface = log.surface(r.kernel)
-            errors += [abs(float(surface(p.c_in, p.c_out)) / p.median_ms - 1) for p in judges if p.median_ms > 0]
+            errors += [
+                (abs(float(surface(p.c_in, p.c_out)) / p.median_ms - 1), p.median_ms) for p in judges if p.median_ms > 0
+            ]
     return errors
 
 

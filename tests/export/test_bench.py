@@ -110,9 +110,7 @@ def test_the_verdict_follows_from_paired_samples_under_a_strong_common_drift(mon
 
     def drifting(calls, **_):
         level = np.exp(rng.normal(0, 0.3))
-        return {
-            label: (scale if label == "a" else 1.0) * level * rng.lognormal(0, 0.003, 50) for label in calls
-        }
+        return {label: (scale if label == "a" else 1.0) * level * rng.lognormal(0, 0.003, 50) for label in calls}
 
     monkeypatch.setattr(benching, "sample_interleaved", drifting)
     found = bench([built("a", 4)], Plan(seconds=0.1), against=built("b", 4))
@@ -124,7 +122,11 @@ def test_the_verdict_follows_from_paired_samples_under_a_strong_common_drift(mon
 def test_what_a_runtime_cannot_run_is_left_out_by_name_and_the_rest_is_measured(files: Path) -> None:
     plan = Plan(runtimes=("onnxruntime", "torch"), batches=(1, 8), seconds=0.05)
     found = bench([subject(str(files / "tiny.onnx")), subject(str(files / "open.onnx"))], plan)
-    assert {(Path(r.artifact).name, r.batch) for r in found.rows} == {("tiny.onnx", 1), ("open.onnx", 1), ("open.onnx", 8)}
+    assert {(Path(r.artifact).name, r.batch) for r in found.rows} == {
+        ("tiny.onnx", 1),
+        ("open.onnx", 1),
+        ("open.onnx", 8),
+    }
     why = {(Path(s.artifact).name, s.runtime, s.batch): s.why for s in found.skipped}
     assert "dynamic batch" in why["tiny.onnx", "onnxruntime", 8]
     assert "torch" in " ".join(map(str, why))

@@ -11,8 +11,8 @@ from halp_iee.errors import ArtifactError, DataError, DeviceError, UnstableError
 from halp_iee.export.onnx import export_onnx
 from halp_iee.measure import latency, runtime
 from halp_iee.measure.accuracy import top1_onnx
-from halp_iee.measure.engine import bind, fixed_batch, random_feeds
 from halp_iee.measure.compare import compare_calls, compare_onnx, judge
+from halp_iee.measure.engine import bind, fixed_batch, random_feeds
 from halp_iee.measure.latency import fps, measure_onnx
 
 

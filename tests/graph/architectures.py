@@ -72,9 +72,7 @@ class OneStageDetector(nn.Module):
         b = self.pyramid(self.down3(a))
         n = self.n1(torch.cat([self.up(b), a], 1))
         levels = [n, self.n3(torch.cat([self.n2(n), b], 1))]
-        raw = [
-            torch.cat((box(y), kind(y)), 1) for y, box, kind in zip(levels, self.boxes, self.kinds, strict=True)
-        ]
+        raw = [torch.cat((box(y), kind(y)), 1) for y, box, kind in zip(levels, self.boxes, self.kinds, strict=True)]
         flat = torch.cat([one.view(one.shape[0], 4 * self.bins + self.classes, -1) for one in raw], 2)
         box, kind = flat.split((4 * self.bins, self.classes), 1)
         b_, _, n_ = box.shape

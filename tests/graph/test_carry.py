@@ -32,9 +32,7 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: torch.Tenso
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize(
-    "kind", [networks.Residual, networks.Grouped, networks.LayerNormed, networks.Transposed]
-)
+@pytest.mark.parametrize("kind", [networks.Residual, networks.Grouped, networks.LayerNormed, networks.Transposed])
 def test_state_is_cut_where_its_parameter_is(kind: type[nn.Module], name: str) -> None:
     model, inputs = build(kind)
     optimizer = OPTIMIZERS[name](model.parameters())
@@ -90,9 +88,7 @@ def test_a_stranger_is_refused() -> None:
 
 def test_averages_fit_the_slim_network() -> None:
     model, inputs = build(networks.Residual)
-    averaged = torch.optim.swa_utils.AveragedModel(
-        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9)
-    )
+    averaged = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9))
     step(model, torch.optim.SGD(model.parameters(), 0.1), inputs)
     averaged.update_parameters(model)
     graph = trace(model, inputs)

@@ -160,3 +160,17 @@ def test_the_small_network_goes_the_way_of_the_masked_one(world: World, optimize
             theirs = tensors(twin)[name][_index(iee.elastic.now[name], tensors(twin)[name])]
             torch.testing.assert_close(value, theirs, rtol=1e-6, atol=1e-9, msg=f"{name} after step {i}")
     assert iee.done
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_it_finds_prunes_and_freezes_as_on_the_cpu(world: World) -> None:
+    model = copy.deepcopy(world.model).cuda()
+    optimizer = make_optimizer("sgd", model)
+    config = IEEConfig(H=3, J=3, Q=3, T=2)
+    iee = IEE(model, world.graph, world.cost, target=0.5, optimizer=optimizer, config=config)
+    there = World(world.model, world.graph, world.cost, world.images.cuda(), world.labels.cuda())
+    for i in range(config.steps):
+        train_step(there, model, optimizer, i)
+        iee.step()
+    assert iee.done
+    torch.testing.assert_close(iee.slim().eval()(world.images), model.eval()(there.images).cpu(), rtol=1e-3, atol=1e-4)

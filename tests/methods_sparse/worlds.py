@@ -67,7 +67,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "rigl 2:4": ("rigl", {"every": 3, "pattern": "2:4"}),
     "rigl 1:4": ("rigl", {"every": 3, "pattern": "1:4"}),
     "rigl fan-in": ("rigl", {"every": 3, "pattern": "fan-in", "sparsity": 0.75}),
-    "rigl channel": ("rigl", {"every": 3, "pattern": "channel", "sparsity": 0.5, "exclude": ("fc2",)}),
+    "set channel": ("set", {"every": 3, "pattern": "channel", "sparsity": 0.5, "exclude": ("fc2",)}),
     "rigl kernel": (
         "rigl",
         {"every": 3, "pattern": "kernel", "sparsity": 0.7, "kinds": ("conv",), "distribution": "uniform"},

@@ -153,7 +153,7 @@ def test_whole_networks_that_were_timed_are_not_timed_again(tmp_path: Path, monk
     job = Job(model="x", data=None, recipe=Recipe(), target=Target(0.4, "fraction"))
     timed: list[float] = []
 
-    class Killed(Exception):
+    class KilledError(Exception):
         pass
 
     class Clock:
@@ -169,7 +169,7 @@ def test_whole_networks_that_were_timed_are_not_timed_again(tmp_path: Path, monk
 
         def __call__(self, keep: dict[str, np.ndarray]) -> float:
             if self.patience == 0:
-                raise Killed
+                raise KilledError
             self.patience -= 1
             ms = cost.predict({n: len(u) for n, u in keep.items()})
             timed.append(ms)
@@ -178,7 +178,7 @@ def test_whole_networks_that_were_timed_are_not_timed_again(tmp_path: Path, monk
 
     run = RunDirectory(tmp_path)
     for _ in range(stages.CALIBRATION_NETWORKS):
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             stages._time_whole_networks(job, network, cost, Clock(1), run, Silent())  # type: ignore[arg-type]
     points = stages._time_whole_networks(job, network, cost, Clock(1), run, Silent())  # type: ignore[arg-type]
     assert len(timed) == len(points) == stages.CALIBRATION_NETWORKS + 1

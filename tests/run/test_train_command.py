@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 
 from halp_iee import models
 from halp_iee.cli.main import run
-from tests.cli.conftest import network  # noqa: F401 (a fixture)
 from tests.cli.test_bad_input import complaint
 
 QUICK = ["--data", "digits", "--epochs", "2", "--time-budget", "4", "--latency-target", "0.6", "--out", "run", "--json"]
@@ -38,7 +37,7 @@ def test_halp_from_its_own_dense_network_with_every_figure_of_its_cost(
     assert "--method halp" in Path("run/report.html").read_text()
 
 
-def test_two_processes_make_one_run(network: str) -> None:  # noqa: F811
+def test_two_processes_make_one_run(network: str) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "halp_iee"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     arguments = ["train", "--model", network, "--no-dense", *QUICK]
@@ -68,7 +67,7 @@ def test_two_processes_make_one_run(network: str) -> None:  # noqa: F811
     ],
 )
 def test_what_cannot_be_trained_is_said_before_anything_is_timed(
-    network: str, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, words: str,  # noqa: F811
+    network: str, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, words: str,
 ) -> None:  # fmt: skip
     weights = models.build(network).state_dict()
     weights["head.weight"] = weights["head.weight"][:7].contiguous()

@@ -201,7 +201,10 @@ RULES: dict[str, Rule] = {
     "aten::convolution": Rule("conv", convolution),
     "aten::_convolution": Rule("conv", convolution),
     "aten::mkldnn_convolution": Rule("conv", convolution),
-    **{f"aten::{name}": Rule("matmul", matmul) for name in ["mm", "bmm", "addmm", "baddbmm", "mv", "dot", "vdot", "matmul"]},
+    **{
+        f"aten::{name}": Rule("matmul", matmul)
+        for name in ["mm", "bmm", "addmm", "baddbmm", "mv", "dot", "vdot", "matmul"]
+    },
     "aten::linear": Rule("linear", linear),
     **{
         f"aten::{name}": Rule("attention", attention)

@@ -81,9 +81,12 @@ def divide(step: Step) -> None:
         label = step.label(numerator)
         step.emit_all(with_zero(label, divisor != 0 and step["rounding_mode"] in (None, "trunc", "floor")))
         return
-    for axis in step.label(divisor):
-        if axis is not None and axis.zero and step.source(divisor) is None:
-            step.freeze(axis, "a removed channel would divide by zero here")
+    for position, axis in enumerate(step.label(divisor)):
+        if axis is not None and axis.zero:
+            if divisor.id in step.labels.capture.tensors:
+                step.labels.spared.add((divisor.id, position))  # what it divides is zero there
+            else:
+                step.freeze(axis, "a removed channel would divide by zero here")
     refs = [ref for ref in (numerator, divisor) if isinstance(ref, Ref)]
     step.emit_all(broadcast(step, refs, lambda zeros: len(zeros) == 2 and zeros[0] is True))
 
@@ -171,8 +174,7 @@ UNARY_KEEP = (
     "feature_dropout alpha_dropout nan_to_num deg2rad rad2deg conj _conj resolve_conj real imag _neg_view "
     "_fw_primal lift alias_copy detach_copy"
 )
-UNARY_MOVE = "exp exp2 cos cosh acos logical_not bitwise_not isnan isinf isfinite signbit erfc bernoulli "
-    "uniform exponential random angle sinc"
+UNARY_MOVE = "exp exp2 cos cosh acos logical_not bitwise_not isnan isinf isfinite signbit erfc bernoulli uniform exponential random angle sinc"
 UNARY_BREAK = "log log2 log10 reciprocal rsqrt digamma lgamma logit erfinv"
 COMPARISONS = (
     "eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor __and__ __or__ "

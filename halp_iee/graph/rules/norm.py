@@ -32,7 +32,9 @@ def batch_norm(step: Step) -> None:
     axis, zero = _affine(step, label[1], ("weight", "bias", "running_mean", "running_var"))
     if step["training"] or step["running_mean"] is None:
         # Statistics of this very tensor: a standardised weight, for one, has its inputs on these axes.
-        step.freeze([one for number, one in enumerate(label) if number != 1], "normalised over all of it together")
+        others = {number - len(label): one for number, one in enumerate(label) if number != 1 and one is not None}
+        if others:
+            step.only_live(others, "normalised over all of it together")
     label[1] = None if axis is None else Axis(axis.atoms, zero)
     step.emit(label)
 

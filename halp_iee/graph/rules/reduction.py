@@ -39,10 +39,12 @@ def total(step: Step) -> None:
 
 
 def statistic(step: Step) -> None:
-    """Means, extremes, variances, products: removed channels would count."""
+    """Means, extremes, variances, products: removed channels would count, so the masked network leaves them out."""
     label = step.label(step["self"])
     dims = _dims(step, len(label))
-    step.freeze([label[i] for i in dims], "reduced over all its channels together")
+    axes = {i - len(label): axis for i in dims if (axis := label[i]) is not None}
+    if axes:
+        step.only_live(axes, "reduced over all its channels together")
     zero = step.call.name not in ("aten::prod", "aten::logsumexp", "aten::argmax", "aten::argmin")
     _reduced(step, [None if a is None else Axis(a.atoms, a.zero and zero) for a in label], dims)
 

@@ -282,17 +282,53 @@ def index(step: Step) -> None:
 
 
 def gather(step: Step) -> None:
-    """Picking along one axis: that axis stays, and so does whatever the index fixes."""
+    """Picking along one axis: that axis stays; along the others the index is as wide as what it picks from."""
     label = step.label(step["self"])
-    dim = normal(step["dim"], len(label))
+    dim = normal(step["dim"], len(label)) if label else 0
+    if not label:
+        return
     step.freeze(label[dim], "indexed by position")
-    result: Label = [None] * len(label)
     if step.call.name == "aten::index_select":
-        result = [None if i == dim else axis for i, axis in enumerate(label)]
+        step.freeze(step.label(step["index"]), "used as an index")
+        step.emit([None if i == dim else axis for i, axis in enumerate(label)])
+        return
+    ref = step["index"] if step["index"] is not None else step["indices"]
+    step.emit(_beside(step, label, step["self"], ref, dim))
+
+
+def _beside(step: Step, label: Label, whole: Ref, index: Ref, dim: int) -> Label:
+    """Tie what is indexed along one axis to its index along the others, where they are of one size."""
+    other, result = step.label(index), []
+    for i, (axis, size) in enumerate(zip(label, step.shape(whole), strict=True)):
+        if i == dim or (axis is None and other[i] is None):
+            result.append(None)
+        elif step.shape(index)[i] != size:
+            step.freeze([axis, other[i]], "indexed by position")
+            result.append(None)
+        else:
+            met = step.meet(axis, other[i])
+            result.append(None if met is None else Axis(met.atoms, axis is not None and axis.zero))
+    return result
+
+
+def scatter(step: Step) -> None:
+    """Writing along one axis at an index: that axis stays; along the others index and source are as wide."""
+    label, index = step.label(step["self"]), step["index"]
+    dim = normal(step["dim"], len(label)) if label else 0
+    if not label:
+        return
+    step.freeze([label[dim], step.label(index)[dim]], "indexed by position")
+    result = _beside(step, label, step["self"], index, dim)
+    source = step["src"]
+    if isinstance(source, Ref):
+        step.freeze(step.label(source)[dim], "indexed by position")
+        written = _beside(step, step.label(source), source, index, dim)
+        result = [
+            None if one is None or two is None else Axis(one.atoms, one.zero and two.zero)
+            for one, two in zip(result, written, strict=True)
+        ]
     else:
-        step.freeze(label, "indexed by position")
-    for ref in step.call.refs[1:]:
-        step.freeze(step.label(ref), "used as an index")
+        result = [None if one is None else Axis(one.atoms, one.zero and not step["value"]) for one in result]
     step.emit(result)
 
 
@@ -398,6 +434,7 @@ RULES: dict[str, Rule] = {
     **_rules("index", index_put, "index_put _unsafe_index_put _index_put_impl"),
     **_rules("index", index_add, "index_add index_copy"),
     **_rules("index", gather, "gather index_select take_along_dim"),
+    **_rules("index", scatter, "scatter scatter_add scatter_reduce"),
     **_rules("pixel_shuffle", pixel_shuffle, "pixel_shuffle"),
     **_rules("pixel_shuffle", pixel_unshuffle, "pixel_unshuffle"),
     **_rules("pixel_shuffle", channel_shuffle, "channel_shuffle native_channel_shuffle"),

@@ -36,7 +36,7 @@ class LiveChannels:
         self, graph: ChannelGraph, model: nn.Module, *, most: float, beta: float, criterion: str, skip: bool
     ) -> None:
         self.graph, self.model, self.criterion = graph, model, criterion
-        producers, consumers = _producers_and_consumers(graph)
+        producers, consumers = producers_and_consumers(graph)
         self._producers = producers
         self.groups = [
             i for i, group in enumerate(graph.groups)
@@ -145,7 +145,7 @@ class LiveChannels:
                     self._gone.setdefault(name, []).append((axis, torch.from_numpy(np.flatnonzero(gone))))
 
 
-def _producers_and_consumers(graph: ChannelGraph) -> tuple[list[list[str]], list[list[str]]]:
+def producers_and_consumers(graph: ChannelGraph) -> tuple[list[list[str]], list[list[str]]]:
     """For every group the layers that make its channels and those that read them.
 
     A depthwise convolution does neither: it carries them on.

@@ -1,11 +1,4 @@
-"""Builds a kernel as a tiny ONNX network: the kernel between two others, so that a runtime treats it as inside one.
-
-    probe -> [1x1 convolution] -> x -> KERNEL (+ z) -> y -> [1x1 convolution]
-
-The neighbours are there to be cut away again once the runtime has chosen its
-kernels and layouts; the one in front is also an output of the network, so that nothing fuses with it.
-Without an activation tensor in image layout (linear layers, attention) there are no neighbours.
-"""
+"""A kernel's operations as ONNX nodes, written as torch's exporter writes them."""
 
 from __future__ import annotations
 
@@ -61,20 +54,6 @@ class Drawing:
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
 
 
-def build(kernel: Kernel, c_in: int, c_out: int, batch: int) -> onnx.ModelProto:
-    """The network that holds one kernel; its inputs are ``probe_x`` (or ``x``) and, for two-sided ones, ``probe_z``."""
-    d = Drawing()
-    first = first_part(c_in) if kernel.op == "cat" else c_in
-    x = _source(d, "x", kernel, input_shape(kernel, first, batch))
-    y = operation(d, kernel, [x, *_others(d, kernel, c_in, c_out, batch)], c_in, c_out, batch)
-    residual = "add" in kernel.fused and kernel.op != "activation"
-    y = fuse(d, kernel, y, [_source(d, "z", kernel, output_shape(kernel, c_out, batch))] if residual else [])
-    if has_next(kernel):
-        y = d.node("Conv", [y, d.weight((16, c_out, 1, 1))], kernel_shape=[1, 1])
-    d.output(y)
-    return d.model()
-
-
 def operation(d: Drawing, kernel: Kernel, operands: Sequence[str], c_in: int, c_out: int, batch: int) -> str:
     """The kernel's own operation on ``operands``, the input first; without what is fused behind it."""
     return _BUILDERS[kernel.op](d, kernel, operands, c_in, c_out, batch)
@@ -85,37 +64,6 @@ def fuse(d: Drawing, kernel: Kernel, y: str, residual: Sequence[str]) -> str:
     for name in () if kernel.op == "activation" else kernel.fused:
         y = d.node("Add", [y, residual[0]]) if name == "add" else activation(d, name, y)
     return y
-
-
-def _others(d: Drawing, k: Kernel, c_in: int, c_out: int, batch: int) -> list[str]:
-    """The further operands of what has several."""
-    if k.op == "mul":  # the common multiplication is a gate: one factor a channel, as in squeeze-and-excite
-        return [d.input("z", (batch, c_in, *(1 for _ in k.spatial)))]
-    if k.op == "matmul":
-        return [d.input("z", (batch, *k.spatial[:-1], c_in, c_out))]
-    if k.op == "attention":
-        heads, keys = k.spatial[0], k.kernel_size[0]
-        return [d.input("k", (batch, heads, keys, c_in)), d.input("v", (batch, heads, keys, c_out))]
-    if k.op == "add":
-        return [_source(d, "z", k, input_shape(k, c_in, batch))]
-    if k.op == "cat":
-        return [_source(d, "z", k, (batch, c_in - first_part(c_in), *k.spatial))]
-    return []
-
-
-def has_next(kernel: Kernel) -> bool:
-    """Whether a convolution follows in the network that ``build`` makes."""
-    return kernel.op in SPATIAL_OPS and len(kernel.spatial) == 2 and kernel.op != "global_pool"
-
-
-def _source(d: Drawing, name: str, kernel: Kernel, shape: tuple[int, ...]) -> str:
-    """An activation tensor as a layer before this one would have left it."""
-    if kernel.op not in SPATIAL_OPS or len(shape) != 4 or (kernel.plain and name == "x"):
-        return d.input(name, shape)
-    probe = d.input(f"probe_{name}", (shape[0], 1, *shape[2:]))
-    out = d.node("Conv", [probe, d.weight((shape[1], 1, 1, 1))], kernel_shape=[1, 1])
-    d.output(out)
-    return out
 
 
 def input_shape(kernel: Kernel, c_in: int, batch: int) -> tuple[int, ...]:
@@ -229,7 +177,8 @@ def _copy(d: Drawing, k: Kernel, xs: Sequence[str], c_in: int, c_out: int, batch
 def _transpose(d: Drawing, k: Kernel, xs: Sequence[str], c_in: int, c_out: int, batch: int) -> str:
     """Brings the last axis before the others, as a permutation or a channel shuffle does."""
     n = 2 + len(k.spatial)
-    return d.node("Transpose", xs[:1], perm=[0, n - 1, *range(1, n - 1)])
+    moved = d.node("Transpose", xs[:1], perm=[0, n - 1, *range(1, n - 1)])
+    return d.node("Reshape", [moved, d.constant(np.asarray([-1], np.int64))])  # else a runtime moves it elsewhere
 
 
 def first_part(channels: int) -> int:

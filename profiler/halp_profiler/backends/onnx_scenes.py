@@ -19,6 +19,7 @@ from halp_profiler.backends.base import Request
 from halp_profiler.backends.onnx_kernels import Drawing, first_part, fuse, input_shape, operation, output_shape
 from halp_profiler.kernel import SPATIAL_OPS, Kernel
 
+_BALLAST = 2048  # rows and columns: 16 MB
 _ALWAYS_PLAIN = frozenset({"global_pool", "mul", "copy", "transpose", "group_norm"})
 """Kernels that no runtime runs in a blocked layout."""
 
@@ -26,9 +27,16 @@ _READ_TWICE = frozenset({"add", "batch_norm", "activation"})
 """Kernels that would melt into the convolution before them, were it not read elsewhere too."""
 
 
-def build(requests: Sequence[Request], batch: int) -> onnx.ModelProto:
-    """One network with a scene for every request, in any order that the runtime chooses."""
+def build(requests: Sequence[Request], batch: int, *, ballast: bool = False) -> onnx.ModelProto:
+    """One network with a scene for every request, in any order that the runtime chooses.
+
+    With ``ballast`` a large matrix is multiplied beside them, which leaves nothing of theirs in the caches from
+    one run to the next, however small the scenes are: a network's weights are not there either.
+    """
     d = Drawing()
+    if ballast:
+        d.prefix = "s9999_"
+        d.output(d.node("Gemm", [d.input("s9999_x", (1, _BALLAST)), d.weight((_BALLAST, _BALLAST))]))
     for i, request in enumerate(requests):
         _scene(d, i, request, batch)
     return d.model()

@@ -80,7 +80,7 @@ class NodeReport:
         for name, op, ms in run:
             if found := _NAME.match(name):
                 part, scene = found[1], int(found[2])
-            if scene < 0:
+            if not 0 <= scene < len(requests):
                 continue
             wanted = _REORDER.get(requests[scene].kernel.op)
             if op == wanted if wanted else part == "k" and op not in _REORDER.values():
