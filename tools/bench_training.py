@@ -483,14 +483,12 @@ def _margins(network: str, every: list[dict[str, Any]]) -> list[str]:
 
 
 def _seconds(r: dict[str, Any], every: list[dict[str, Any]]) -> float:
+    """Of training, that of the dense network that it started from included; timing structures is not training."""
+    own = float(r["seconds"]) - r.get("overhead", {}).get("measurement", 0.0)
     if r["method"] not in ("halp", "torch-pruning"):
-        return float(r["seconds"])
-    start = [
-        d
-        for d in every
-        if (d["network"], d["method"], d["target"], d["seed"]) == (r["network"], "dense", 0.0, r["seed"])
-    ]
-    return float(r["seconds"]) + (float(start[0]["seconds"]) if start else 0.0)
+        return own
+    start = (r["network"], "dense", 0.0, r["seed"])
+    return own + sum(float(d["seconds"]) for d in every if (d["network"], d["method"], d["target"], d["seed"]) == start)
 
 
 def _spread(values: list[float]) -> str:

@@ -41,7 +41,8 @@ def _summary(rows: list[dict[str, Any]]) -> list[str]:
     families = len({row["family"] for row in rows if "family" in row})
     reach = sorted(row["prunable_share"] for row in good if "prunable_share" in row)
     lines = [
-        f"- {len(rows)} models{f' of {families} families' if families else ''} tried, {len(good)} traced, slimmed twice, proved equal to their masked selves, "
+        f"- {len(rows)} models{f' of {families} families' if families else ''} tried, {len(good)} traced, slimmed "
+        "twice, proved equal to their masked selves, "
         f"trained a step, saved and reloaded; {len(rows) - len(good)} failed.",
         f"- {len(whole)} have nothing frozen but their outputs; {len(good) - len(whole)} have frozen groups, listed.",
     ]
@@ -93,8 +94,8 @@ def render(rows: list[dict[str, Any]]) -> str:
         "# What the channel graph covers",
         "",
         "Measured by `tools/bench_graph.py`: random weights, the smallest inputs that a model takes, half of every "
-        "group and one random subset. Checks: `half` and `random` mean that the slim network equals its masked self on "
-        "the example inputs and on random ones, `reload` that a saved and loaded copy gives the same results, `export` "
+        "group and one random subset. Checks: `half` and `random` mean that the slim network equals its masked self "
+        "on the example inputs and on random ones, `reload` that a saved and loaded copy gives the same results, `export` "
         "that the ONNX file passed the parity gate, `train` one step of SGD in train mode. Frozen groups are those that "
         "stay whole for another reason than being the network's output or a single unit.",
         "",

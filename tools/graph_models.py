@@ -95,7 +95,7 @@ class Case:
         if self.suite == "timm":
             import timm
 
-            return timm.create_model(self.name, pretrained=False)
+            return timm.create_model(self.name, pretrained=False, num_classes=10)
         from torchvision import models
 
         more: dict[str, Any] = {}

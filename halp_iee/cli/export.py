@@ -12,7 +12,7 @@ from halp_iee.cli import options, show
 from halp_iee.cli.progress import Bars
 
 if TYPE_CHECKING:
-    from halp_iee.export.deploy import Exported
+    from halp_iee.export.gate import Exported
 
 _FORMATS = ("onnx", "openvino", "tensorrt", "torch-export", "safetensors")
 
@@ -69,7 +69,8 @@ def command(
     """
     from halp_iee.cli.bench import arrays
     from halp_iee.errors import UsageError
-    from halp_iee.export.deploy import SUFFIX, Options, deploy
+    from halp_iee.export.deploy import deploy
+    from halp_iee.export.source import SUFFIX, Options
     from halp_iee.run.reload import finished_run
 
     chosen = Options(

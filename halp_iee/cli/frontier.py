@@ -88,6 +88,8 @@ def prepare(
 @weights_option
 @importance_option
 @click.option("--points", type=click.IntRange(2, 200), default=12, show_default=True, help="How many budgets.")
+@options.width_limits
+@options.keep_importance
 @html_option
 @options.input_shape
 @options.device
@@ -98,6 +100,9 @@ def command(
     weights: str | None,
     criterion: str,
     points: int,
+    min_fraction: float,
+    width_step: int,
+    keep_importance: float | None,
     html: Path | None,
     input_shape: tuple[int, ...] | None,
     seed: int,
@@ -107,15 +112,25 @@ def command(
     """Sweep importance against latency without training.
 
     Solves for the best widths at many budgets between the floor, which no pruning gets under, and the dense latency.
+    With --keep-importance also for the least latency that keeps that share.
     """
+    from halp_iee.run.question import Question
+    from halp_iee.solve import solve_latency
     from halp_iee.solve.frontier import frontier
+
+    question = Question(min_fraction, width_step, keep_importance=keep_importance)
 
     bars = Bars()
     found = prepare(model, weights, criterion, input_shape, seed, device, bars)
     table, cost, scores = found.table, found.cost, found.scores
     whole = sum(float(s.sum()) for s in scores.values())
+    limits = question.limits({name: len(values) for name, values in scores.items()})
+    fastest = None
     with bars.task("solving"):
-        answers = frontier(cost, scores, points)
+        answers = frontier(cost, scores, points, **limits)
+        if keep_importance is not None:
+            fastest = solve_latency(cost, scores, keep_importance * whole * (1.0 - 1e-12), **limits)
+            answers = sorted([*answers, fastest.answer], key=lambda a: (a.latency_ms, a.value))
     rows: list[dict[str, Any]] = [
         {
             "latency_ms": a.latency_ms, "fraction": a.latency_ms / cost.dense_ms, "importance": a.value / whole,
@@ -132,6 +147,10 @@ def command(
         show.emit_json({
             "model": model, "device": table.device, "source": table.source, "dense_ms": cost.dense_ms,
             "floor_ms": rows[0]["latency_ms"], "points": rows,
+            "fastest": None if fastest is None else {
+                "keep_importance": keep_importance, "latency_ms": fastest.answer.latency_ms,
+                "least_ms": fastest.least_ms, "gap": fastest.gap, "widths": fastest.answer.widths,
+            },
             "html": None if html is None else str(html),
         })  # fmt: skip
         return 0
@@ -145,4 +164,9 @@ def command(
     bars_ = ["#" * round(40 * r["importance"]) for r in rows]
     headers = ["latency ms", "of dense", "importance kept", "gap at most", ""]
     show.line(show.table(headers, [[*c, bar] for c, bar in zip(cells, bars_, strict=True)]))
+    if fastest is not None:
+        show.line(
+            f"\n{100 * fastest.importance / whole:.4g}% of the importance takes {fastest.answer.latency_ms:.4g} ms, "
+            f"{fastest.answer.latency_ms / cost.dense_ms:.3f} of dense; proved: not under {fastest.least_ms:.4g} ms"
+        )
     return 0

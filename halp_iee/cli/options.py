@@ -147,6 +147,20 @@ halp_switches = compose(
     click.option("--steps", type=click.IntRange(1), default=None, help="HALP: pruning steps on the way down."),
     click.option("--interval", type=click.IntRange(1), default=None, help="HALP: optimizer steps before each."),
 )
+width_limits = compose(
+    click.option(
+        "--min-fraction", type=click.FloatRange(0.0, 1.0), default=0.0, show_default=True, metavar="SHARE",
+        help="Least share of its channels that any group keeps; never under one.",
+    ),
+    click.option(
+        "--width-step", type=click.IntRange(1), default=1, show_default=True, metavar="N",
+        help="Widths are multiples of N, or whole; 8 suits most GPUs.",
+    ),
+)  # fmt: skip
+keep_importance = click.option(
+    "--keep-importance", type=click.FloatRange(0.0, 1.0, min_open=True), default=None, metavar="SHARE",
+    help="Instead of a target: the least latency that keeps this share of the importance.",
+)  # fmt: skip
 json_flag = click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON document on stdout.")
 seed = click.option(
     "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Of everything that is random."

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from halp_iee.cli import options, show
 from halp_iee.cli.progress import Bars
@@ -30,6 +31,13 @@ from halp_iee.run.target import Target
 )
 @options.training
 @options.solver
+@options.width_limits
+@options.keep_importance
+@click.option(
+    "--also", multiple=True, metavar="TABLE=TARGET",
+    help="One more budget that the same network must hold: another latency table (a second device, or batch 32), and "
+    "a target as above. May be given several times.",
+)
 @options.input_shape
 @options.device
 @options.seed
@@ -48,6 +56,10 @@ def command(
     tensorboard: bool,
     train_on: str,
     solver: str,
+    min_fraction: float,
+    width_step: int,
+    keep_importance: float | None,
+    also: tuple[str, ...],
     input_shape: tuple[int, ...] | None,
     seed: int,
     out: Path | None,
@@ -64,13 +76,23 @@ def command(
     \b
       halp-iee prune --model resnet18 --latency-target 0.5
       halp-iee prune --model resnet20 --data digits --weights dense.safetensors --latency-target 0.4 --finetune-epochs 5
+      halp-iee prune --model resnet50 --latency-target 0.5 --also titanv-b32.jsonl=0.4
+      halp-iee prune --model resnet50 --keep-importance 0.9
     """
     from halp_iee import pipeline
     from halp_iee.cli.assemble import device_choice, recipe
     from halp_iee.errors import UsageError
     from halp_iee.importance import CRITERIA, NEEDS_GRADIENTS
     from halp_iee.run.job import Job
+    from halp_iee.run.question import Budget, Question
 
+    question = Question(min_fraction, width_step, tuple(Budget.parse(text) for text in also), keep_importance)
+    if keep_importance is not None:
+        if click.get_current_context().get_parameter_source("target") != ParameterSource.DEFAULT:
+            raise UsageError(
+                "two aims at once", "--keep-importance and --latency-target were given", "give one of them"
+            )
+        target = Target(1.0, "fraction")  # whatever keeps it, but no slower than dense
     criterion = criterion or ("taylor_bn" if data else "magnitude_l2")
     if criterion not in CRITERIA:
         raise UsageError(f"unknown importance {criterion!r}", f"there are {', '.join(CRITERIA)}", "choose one of them")
@@ -99,6 +121,7 @@ def command(
         criterion=criterion,
         solver=solver,
         finetune_epochs=finetune_epochs,
+        question=question,
         tensorboard=tensorboard,
         train_on=train_on,  # type: ignore[arg-type]
     )

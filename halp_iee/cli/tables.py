@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,17 @@ from halp_iee.cli import options, show
 if TYPE_CHECKING:
     from halp_iee.latency import LatencyTable
     from halp_profiler.kernel import Kernel
+
+
+_FLAGS = {
+    "held_out": "measured to judge the table, and no part of it",
+    "unstable": "measured again and still unsteady",
+    "disturbed": "a reference beside it was slower than usual",
+    "busy": "another process had the device",
+    "throttled": "the GPU was kept under its clock",
+    "builds_differ": "several builds of it differ in latency",
+}
+"""What a point's flags mean."""
 
 
 @click.group("tables", invoke_without_command=True)
@@ -59,14 +69,41 @@ def listing(as_json: bool) -> int:
 @command.command("show")
 @click.argument("table", metavar="TABLE")
 @click.argument("kernel", required=False, metavar="[KERNEL]")
+@click.option(
+    "--axis",
+    type=click.Choice(["in", "out"]),
+    default=None,
+    help="Channels along which the staircase runs.  [default: out, where the kernel has both]",
+)
+@click.option(
+    "--at",
+    "other",
+    type=click.IntRange(1),
+    default=None,
+    metavar="CHANNELS",
+    help="Channels on the other axis.  [default: the most]",
+)
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="FILE",
+    help="Write the staircases as one page, of all kernels when none is named.",
+)
 @options.json_flag
-def show_(table: str, kernel: str | None, as_json: bool) -> int:
-    """Show what a table holds; with a KERNEL (its number or part of its key), draw the staircase of that one."""
+def show_(
+    table: str, kernel: str | None, axis: str | None, other: int | None, html: Path | None, as_json: bool
+) -> int:  # fmt: skip
+    """Show what a table holds; with a KERNEL (its number or part of its key), draw the staircase of that one and say
+    which channel counts the device likes and which are traps."""
     from halp_iee.latency import LatencyTable
 
     loaded = LatencyTable.load(table)
-    if kernel is not None:
-        return _staircase(loaded, _find(loaded, kernel), as_json)
+    chosen = None if kernel is None else _find(loaded, kernel)
+    if html is not None:
+        return _page(loaded, chosen, html, as_json)
+    if chosen is not None:
+        return _staircase(loaded, chosen, axis, other, as_json)
     kernels = [
         {"number": i, "kernel": k.key, "points": len(loaded.points(k)), **_widest(loaded, k)}
         for i, k in enumerate(loaded.kernels, 1)
@@ -75,9 +112,21 @@ def show_(table: str, kernel: str | None, as_json: bool) -> int:
         show.emit_json({**loaded.summary(), "kernels": kernels})
         return 0
     show.line(f"{loaded.device}: {loaded.source}, {loaded.header.backend} {loaded.header.backend_version}, "
-               f"{loaded.header.precision}, batch {loaded.batch}\n")  # fmt: skip
+               f"{loaded.header.precision}, {loaded.header.layout}, batch {loaded.batch}\n")  # fmt: skip
     rows = [[str(k["number"]), k["kernel"], str(k["points"]), k["at"], f"{k['ms']:.4g}"] for k in kernels]
     show.line(show.table(["no.", "kernel", "points", "widest", "ms"], rows))
+    return 0
+
+
+def _page(table: LatencyTable, kernel: Kernel | None, path: Path, as_json: bool) -> int:
+    from halp_iee.report import staircase
+
+    kernels = [kernel] if kernel else sorted(table.kernels, key=lambda k: -float(_widest(table, k)["ms"]))
+    show.write_text(path, staircase.render(table, kernels))
+    if as_json:
+        show.emit_json({"page": str(path), "kernels": len(kernels)})
+    else:
+        show.line(f"{path}: the staircases of {len(kernels)} kernel{'s' if len(kernels) != 1 else ''}")
     return 0
 
 
@@ -105,22 +154,33 @@ def _find(table: LatencyTable, text: str) -> Kernel:
     return found[0]
 
 
-def _staircase(table: LatencyTable, kernel: Kernel, as_json: bool) -> int:
-    """Latency over output channels at the widest measured input, one bar a measured width."""
-    points = table.points(kernel)
-    widest = max(p.c_in for p in points)
-    axis: Callable[[Any], int] = (lambda p: p.c_in) if kernel.diagonal else (lambda p: p.c_out)
-    line = sorted((p for p in points if kernel.diagonal or p.c_in == widest), key=axis)
+def _staircase(table: LatencyTable, kernel: Kernel, axis: str | None, other: int | None, as_json: bool) -> int:
+    """Latency along one axis, one bar a measured width, and what follows from it."""
+    from halp_iee.report.staircase import advice, shape
+    from halp_profiler.staircase import held_out, staircase, width_of
+
+    line = staircase(table.surface(kernel), table.points(kernel), axis or ("in" if kernel.diagonal else "out"), other)
     if as_json:
-        show.emit_json({"kernel": kernel.key, "points": [p.to_json() for p in points]})
+        show.emit_json({"kernel": kernel.key, **line.to_json()})
         return 0
-    show.line(f"{kernel.key}" + ("" if kernel.diagonal else f", {widest} input channels"))
-    top = max(p.median_ms for p in line)
-    for i, p in enumerate(line):
-        cheaper = [q for q in line[i + 1 :] if q.median_ms < 0.98 * p.median_ms]
-        note = f"  slower than {axis(cheaper[-1])} channels" if cheaper else ""
-        note += f"  ({', '.join(p.flags)})" if p.flags else ""
-        show.line(f"{axis(p):>6}  {p.median_ms:9.4f} ms  {'#' * max(1, round(40 * p.median_ms / top))}{note}")
+    side = {"in": "input", "out": "output"}
+    fixed = "" if line.other is None else f", {line.other} {side['out' if line.axis == 'in' else 'in']} channels"
+    show.line(f"{kernel.key}{fixed}; {side[line.axis]} channels, {table.source}\n")
+    at = dict(zip(line.widths.tolist(), line.ms.tolist(), strict=True))
+    seen = {width_of(p, line.axis): p for p in line.points if not held_out(p)}
+    shown = sorted({*seen, *(w for w in line.likes if w in at)})
+    top = max(at[w] for w in shown)
+    for w in shown:
+        trap = next((t for t in line.traps if t.low <= w <= t.high), None)
+        note = f"  trap: {'slower' if trap.reason == 'slower' else 'a step more'} than {trap.better}" if trap else ""
+        note = note or ("  liked" if w in line.likes and len(line.likes) > 1 else "")
+        flags = seen[w].flags if w in seen else ()
+        note += f"  ({', '.join(flags)})" if flags else "" if w in seen else "  (interpolated)"
+        show.line(f"{w:>6}  {at[w]:9.4f} ms  {'#' * max(1, round(40 * at[w] / top)):<40}{note}".rstrip())
+    likes, traps = advice(line)
+    show.line(f"\nLikes: {likes}" if likes else f"\n{shape(line)}")
+    if traps:
+        show.line(f"Traps: {traps}")
     return 0
 
 
@@ -132,13 +192,17 @@ def check(table: str, as_json: bool) -> int:
     from halp_iee.latency import LatencyTable
 
     loaded = LatencyTable.load(table)
-    unstable = sum("unstable" in p.flags for k in loaded.kernels for p in loaded.points(k))
-    document = {**loaded.summary(), "unstable_points": unstable}
+    flags: dict[str, int] = {}
+    for point in (p for k in loaded.kernels for p in loaded.points(k)):
+        for flag in point.flags:
+            flags[flag] = flags.get(flag, 0) + 1
+    document = {**loaded.summary(), "unstable_points": flags.get("unstable", 0), "flags": flags}
     if as_json:
         show.emit_json(document)
         return 0
-    show.line(f"{loaded.path}: sound; {len(loaded)} points of {len(loaded.kernels)} kernels, {loaded.source}, "
-               f"{unstable} of them unstable")  # fmt: skip
+    show.line(f"{loaded.path}: sound; {len(loaded)} points of {len(loaded.kernels)} kernels, {loaded.source}")
+    for flag, number in sorted(flags.items(), key=lambda item: -item[1]):
+        show.line(f"  {number} {flag}: {_FLAGS.get(flag, 'as the backend noted')}")
     return 0
 
 

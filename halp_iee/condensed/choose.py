@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -133,7 +134,7 @@ def fastest_here(layer: nn.Linear, batch: int, *, seconds: float = 0.2, toleranc
                     candidates[name] = form
             except (RuntimeError, NotImplementedError):
                 continue  # this build of torch lacks the form's operation
-        ms = interleaved_ms({name: (lambda f=form: f(x)) for name, form in candidates.items()}, seconds, x.is_cuda)
+        ms = interleaved_ms({name: partial(form, x) for name, form in candidates.items()}, seconds, x.is_cuda)
     best = min(ms, key=lambda name: ms[name])
     return Choice(best, candidates[best], ms)
 

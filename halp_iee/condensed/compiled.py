@@ -43,7 +43,10 @@ def cache_directory() -> Path:
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernel; None where there is no compiler, or none that can compile it."""
+    """The compiled kernel; None where there is no compiler, or none that can compile it.
+
+    `CC` names another compiler; `HALP_IEE_NO_COMPILER` forbids all.
+    """
     compiler = os.environ.get("CC") or next((c for c in ("cc", "gcc", "clang") if shutil.which(c)), None)
     if compiler is None or os.environ.get("HALP_IEE_NO_COMPILER"):
         return None
@@ -52,8 +55,8 @@ def library() -> ctypes.CDLL | None:
             path = _compiled(compiler, extra)
             if path is not None:
                 return _loaded(path)
-    except OSError:
-        pass
+    except (OSError, subprocess.SubprocessError):
+        pass  # no room for it, or no compiler after all: torch's CSR product computes the layer
     return None
 
 

@@ -131,7 +131,7 @@ class CondensedLinear(nn.Module):
         y = (self._csr @ x.T).T
         return y if self.bias is None else y + self.bias
 
-    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
+    def _apply(self, fn, recurse: bool = True):
         self._kernel = self._csr = None  # they point into tensors that are about to move
         return super()._apply(fn, recurse)
 
@@ -141,7 +141,7 @@ class CondensedLinear(nn.Module):
             if prefix + name in state:
                 setattr(self, name, torch.empty_like(state[prefix + name]))
         self._kernel = self._csr = None
-        super()._load_from_state_dict(state, prefix, *args)  # type: ignore[arg-type]
+        super()._load_from_state_dict(state, prefix, *args)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_kernel": None, "_csr": None}

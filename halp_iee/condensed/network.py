@@ -94,7 +94,7 @@ def _fold_constants(graph: ChannelGraph) -> dict[str, np.ndarray]:
         constant = read[0, columns]
         if not torch.equal(read[:, columns], constant.expand(len(read), -1)):
             continue  # something between the two mixes them with others
-        reader.bias += reader.weight[:, columns] @ constant
+        reader.bias.add_(reader.weight[:, columns] @ constant)
         # Their own bias goes too, or the proof that masked and slim agree would see what is folded twice.
         reader.weight[:, columns] = 0
         keep[group.name] = np.setdiff1d(np.arange(group.size), units)

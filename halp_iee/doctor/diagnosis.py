@@ -20,6 +20,9 @@ _STEP_SHARE = 8
 """A step counts as near where at most this fraction (1 / 8) of the channels must go to fall below it."""
 _STEP_TIMES = 3.0
 """... and where it saves this many times what as many channels save on average."""
+_BISECTIONS = 9
+_MACS_GAP = 5e-3
+"""Pruning by MACs is solved to this gap."""
 _SMALLEST = 0.001
 """Savings and traps under this share of the dense latency are not told."""
 
@@ -81,6 +84,7 @@ class Diagnosis:
         reachable: whether the target is at or over the floor.
         latency_ms, importance, gap: of the best network at the target; None where it cannot be reached.
         same_macs: what pruning by MACs gives at as many MACs.
+        macs_to_meet: what pruning by MACs must come down to until it meets the target; None where it never does.
         frozen: groups that cannot be pruned, with the reason.
     """
 
@@ -98,6 +102,7 @@ class Diagnosis:
     macs_dense_m: float
     macs_m: float | None
     same_macs: Rival | None
+    macs_to_meet: Rival | None
     layers: tuple[LayerTime, ...]
     steps: tuple[Step, ...]
     traps: tuple[Trap, ...]
@@ -148,9 +153,10 @@ def diagnose(
         answer = None
     widths = {} if answer is None else dict(answer.widths)
     whole = sum(float(np.asarray(scores).sum()) for scores in scored.values())
-    rival = None
+    rival, meets = None, None
     if answer is not None and budget_ms < dense_ms:
         rival = _by_macs(cost, macs, scored, macs.predict(widths), budget_ms, whole)
+        meets = _macs_that_meet(cost, macs, scored, budget_ms, whole)
     steps, traps, trapped = _staircase(cost, scored, dense_ms)
     return Diagnosis(
         source=getattr(cost, "source", "unknown"),
@@ -167,6 +173,7 @@ def diagnose(
         macs_dense_m=macs.predict({}),
         macs_m=None if answer is None else macs.predict(widths),
         same_macs=rival,
+        macs_to_meet=meets,
         layers=_layers(cost, dense_ms, None if answer is None else widths),
         steps=steps,
         traps=traps,
@@ -183,12 +190,33 @@ def _by_macs(
     if macs_m <= 0.0:
         return None
     try:
-        answer = solve(macs, {n: s for n, s in scores.items() if _named(macs, n)}, macs_m * (1.0 + 1e-9))
+        named = {n: s for n, s in scores.items() if _named(macs, n)}
+        answer = solve(macs, named, macs_m * (1.0 + 1e-9), tolerance=_MACS_GAP)
     except TargetError:
         return None
     latency_ms = float(cost.predict(answer.widths))
     share = answer.value / whole if whole > 0.0 else 0.0
     return Rival(macs.predict(answer.widths), latency_ms, share, latency_ms / budget_ms - 1.0)
+
+
+def _macs_that_meet(
+    cost: Any, macs: MacCost, scores: Mapping[str, Any], budget_ms: float, whole: float
+) -> Rival | None:
+    """The largest network found, of those that pruning by MACs gives, that is within the latency budget.
+
+    Its latency need not fall with its MACs, so this is where the bisection comes to rest.
+    """
+    low, high, found = 0.0, macs.predict({}), None
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2.0
+        rival = _by_macs(cost, macs, scores, middle, budget_ms, whole)
+        if rival is not None and rival.latency_ms > budget_ms:
+            high = middle
+            continue
+        low = middle  # within the budget, or fewer MACs than any widths have
+        if rival is not None and (found is None or rival.macs_m > found.macs_m):
+            found = rival
+    return found
 
 
 def _named(cost: Any, group: str) -> bool:

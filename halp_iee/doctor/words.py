@@ -79,9 +79,17 @@ def _macs(found: Diagnosis) -> str:
     relation = (
         f"{percent(rival.over)} over the target" if rival.over > 0 else f"{percent(-rival.over)} under the target"
     )
-    return (
+    said = (
         f"Pruning by MACs to as many MACs would take {ms(rival.latency_ms)}, {relation}, and keep "
         f"{percent(rival.importance)} of the importance."
+    )
+    meets = found.macs_to_meet
+    if meets is None:
+        return f"{said} However few MACs it leaves, it does not meet the target."
+    return (
+        f"{said} To meet the target it must remove {percent(1.0 - meets.macs_m / found.macs_dense_m)} of the MACs, and "
+        f"then keeps {percent(meets.importance)} of the importance, where the latency-aware widths keep "
+        f"{percent(found.importance)}."
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import inspect
 import io
 import logging
@@ -22,7 +21,7 @@ from torch.utils import _pytree as pytree
 from halp_iee.errors import ArtifactError, GraphError, HalpError, ParityError
 from halp_iee.export import parity
 from halp_iee.export.call import Call, as_call, at_least_two
-from halp_iee.graph.sandbox import tensors_in
+from halp_iee.graph.copies import duplicate
 from halp_iee.measure import runtime
 from halp_profiler.files import whole
 
@@ -129,11 +128,8 @@ def evaluation_copy(model: nn.Module) -> nn.Module:
     Raises:
         GraphError: it cannot be copied.
     """
-    # What a forward pass in training left in attributes (an auxiliary loss, a feature map) hangs on a graph of
-    # gradients, which cannot be copied; its value can.
-    left = (tensor for module in model.modules() for tensor in tensors_in(vars(module)) if not tensor.is_leaf)
     try:
-        copied = copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in left})
+        copied = duplicate(model)
     except Exception as error:
         raise GraphError(
             "Cannot export the network",

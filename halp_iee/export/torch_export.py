@@ -61,7 +61,7 @@ def write_program(program: ExportedProgram, path: Path, metadata: Mapping[str, s
     Raises:
         GraphError: some constant of the network can only be saved as a pickle.
     """
-    program._example_inputs = None  # type: ignore[assignment]  # the setter takes inputs only, not their absence
+    program._example_inputs = None  # the public setter takes inputs only, not their absence
     with quiet():
         torch.export.save(program, str(path), extra_files={_PROVENANCE: json.dumps(dict(metadata))})
     if found := _pickled(path):

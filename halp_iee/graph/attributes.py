@@ -13,6 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
+MOST_PARTS = 12
+"""A module with more parts than this keeps its own numbers."""
+
 MOST_FACTOR = 4
 """A number is also tried as this many times a size, such as the width of queries, keys and values."""
 
@@ -99,14 +102,22 @@ def matching(
     """
     found: list[Binding] = []
     while True:
-        module = modules.get(path)
-        if module is not None and not isinstance(module, skip):
+        # A method of a part may run outside the part's own forward.
+        parts = (
+            [f"{path}.{name}" if path else name for name, _ in modules[path].named_children()]
+            if path in modules
+            else []
+        )
+        for owner in [path, *(parts if len(parts) <= MOST_PARTS else [])]:
+            module = modules.get(owner)
+            if module is None or isinstance(module, skip):
+                continue
             # Several numbers in one are mostly sizes of windows and the like: a number alone comes first.
             numbers = sorted(numbers_of(module), key=lambda number: number[1] >= 0)
             for factor in range(1, MOST_FACTOR + 1):
                 for full, value, axis in places:
                     found += [
-                        Binding(path, name, item, number, value, axis, factor)
+                        Binding(owner, name, item, number, value, axis, factor)
                         for name, item, number in numbers
                         if number == factor * full
                     ]

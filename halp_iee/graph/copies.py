@@ -33,7 +33,18 @@ def skeleton(model: nn.Module) -> nn.Module:
     What a forward pass leaves behind in module attributes (caches, counters) then
     stays in the copy.
     """
-    return _copied(model, {id(tensor): tensor for tensor in named_tensors(model).values()})
+    return forget(_copied(model, {id(tensor): tensor for tensor in named_tensors(model).values()}))
+
+
+def forget(model: nn.Module) -> nn.Module:
+    """Let modules drop what they computed from their tensors before, as they do when moved; returns the network.
+
+    A module that keeps such a result (an indexed table of positions, say) overrides `_apply` to know that its
+    tensors have changed.
+    """
+    if any(type(module)._apply is not nn.Module._apply for module in model.modules()):
+        model._apply(lambda tensor: tensor)
+    return model
 
 
 def duplicate(model: nn.Module, made: Mapping[str, Tensor] | None = None) -> nn.Module:
@@ -63,9 +74,9 @@ def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
                 memo.setdefault(id(tensor), tensor.detach().clone())
             copy.deepcopy(module, memo)
             continue
-        state = memo[id(module)].__dict__
-        for name, value in module.__dict__.items():
-            state[name] = _value(value, memo)
+        # A compiled call belongs to the original, as in a pickle.
+        state = {name: _value(value, memo) for name, value in module.__getstate__().items()}
+        memo[id(module)].__setstate__(state)
     copied: nn.Module = memo[id(model)]
     return copied
 
@@ -77,8 +88,7 @@ def _is_usual(kind: type[nn.Module]) -> bool:
         not hasattr(kind, "__deepcopy__")
         and kind.__reduce_ex__ is object.__reduce_ex__
         and kind.__reduce__ is object.__reduce__
-        and getattr(kind, "__getstate__", None) is getattr(object, "__getstate__", None)
-        and kind.__setstate__ is nn.Module.__setstate__
+        and kind.__getstate__ is nn.Module.__getstate__
         and not any("__slots__" in vars(base) for base in kind.__mro__)
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ class ChannelGraph:
         unknown: operations without a rule -> where they ran; they froze what they read.
         structure: where every unit stands in every tensor.
         labels: the channels on the axes of every value of the run.
+        notes: what could not be seen, in words: parts that run only in training and cannot be run so.
     """
 
     model: nn.Module
@@ -47,6 +49,7 @@ class ChannelGraph:
     unknown: Mapping[str, str]
     structure: Structure
     labels: Labels = field(repr=False)
+    notes: tuple[str, ...] = ()
 
     def group(self, name: str) -> ChannelGroup:
         """The group of this name.
@@ -147,11 +150,39 @@ def call_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]
     )
 
 
-def unused_parameters(model: nn.Module, capture: Capture) -> bool:
-    """Whether some parameter took no part in the run (heads used in training only)."""
+def unused_parameters(model: nn.Module, capture: Capture) -> list[str]:
+    """The parameters that took no part in the run, such as those of heads used in training only."""
     read = {ref.id for call in capture.calls for ref in call.refs}
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    return any(value not in read and names[0] in parameters for value, names in capture.tensors.items())
+    return [names[0] for value, names in capture.tensors.items() if value not in read and names[0] in parameters]
+
+
+def _in_training(model: nn.Module, capture: Capture, args: Any, kwargs: Any) -> tuple[list[Capture], tuple[str, ...]]:
+    """What else runs in train mode, where something did not run in eval mode; a failure is told in words."""
+    unused = unused_parameters(model, capture)
+    if not unused:
+        return [], ()
+    try:
+        return [capture_model(model, args, kwargs, training=True, first=len(capture.calls) + 1)], ()
+    except GraphError as error:
+        named = f"{', '.join(unused[:3])} and {len(unused) - 3} more" if len(unused) > 3 else ", ".join(unused)
+        note = (
+            f"{named}: not used in eval mode, and in train mode {error.why}; it stays whole, and may not fit the "
+            f"slim network where it is used"
+        )
+        return [], (note,)
+
+
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """Without the garbage collector, which would walk all of torch again and again for nothing."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
@@ -174,13 +205,10 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
             "Pass a torch.nn.Module instance",
         )
     args, kwargs = call_arguments(example_inputs)
-    with torch.no_grad():
+    with torch.no_grad(), _without_collection():
         captures = [capture_model(model, args, kwargs)]
-        if unused_parameters(model, captures[0]):
-            # Many networks cannot be trained on the inputs that they infer from.
-            with contextlib.suppress(GraphError):
-                first = len(captures[0].calls) + 1
-                captures.append(capture_model(model, args, kwargs, training=True, first=first))
+        more, notes = _in_training(model, captures[0], args, kwargs)
+        captures += more
         search = find_structure(model, args, kwargs, captures)
     unknown = {name: where for labels in search.labels for name, where in labels.unknown.items()}
     return ChannelGraph(
@@ -191,4 +219,5 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
         unknown=MappingProxyType(unknown),
         structure=search.structure,
         labels=search.labels[0],
+        notes=notes,
     )

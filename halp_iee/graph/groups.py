@@ -227,9 +227,16 @@ def form(labels: Sequence[Labels], model: nn.Module, channel_axes: Sequence[np.n
 
     structure = Structure(tuple(groups), classes, group_of, unit_of, {}, tuple(names for names, _ in tensors))
     axes: dict[str, tuple[AxisUnits | None, ...]] = {}
+    alike: dict[tuple[bytes, bytes], AxisUnits] = {}
+
+    def known(units: AxisUnits) -> AxisUnits | None:
+        # One object for all axes with the same units, so that what is kept of them is worked out once.
+        if (units.group < 0).all():
+            return None
+        return alike.setdefault((units.group.tobytes(), units.unit.tobytes()), units)
+
     for names, label in tensors:
-        labelled = tuple(None if axis is None else structure.units(axis.atoms) for axis in label)
-        labelled = tuple(None if u is None or (u.group < 0).all() else u for u in labelled)
+        labelled = tuple(None if axis is None else known(structure.units(axis.atoms)) for axis in label)
         if any(units is not None for units in labelled):
             axes.update(dict.fromkeys(names, labelled))
     spared = frozenset(

@@ -54,6 +54,7 @@ class Choice:
     atoms: np.ndarray
     options: int
     taken: int
+    sizes: tuple[int, ...] = ()
 
 
 @dataclass
@@ -111,10 +112,13 @@ class Labels:
         if name in self.parameters:
             self.produced.append((atoms[atoms >= 0], name))
 
-    def choose(self, key: tuple[int, int], atoms: np.ndarray, options: int) -> int:
-        """Which of `options` to take here; `options` itself means all were refused."""
+    def choose(self, key: tuple[int, int], atoms: np.ndarray, options: int, sizes: tuple[int, ...] = ()) -> int:
+        """Which of `options` to take here; `options` itself means all were refused.
+
+        Choices of one module with the same `sizes` (queries, keys and values cut into heads) are made together.
+        """
         taken = self.decisions.get(key, 0)
-        self.choices[key] = Choice(np.unique(atoms[atoms >= 0]), options, taken)
+        self.choices[key] = Choice(np.unique(atoms[atoms >= 0]), options, taken, sizes)
         return taken
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from halp_iee.errors import GraphError
+from halp_iee.graph.copies import forget
 from halp_iee.graph.groups import Structure
 from halp_iee.graph.live import LiveStatistics, ModuleStack, Site
 
@@ -117,6 +118,7 @@ def zeroed(
     """
     undo: list[tuple[Tensor, int, Tensor, Tensor]] = []
     live_weights: dict[int, Tensor] = {}
+    removed: dict[tuple[int, torch.device], Tensor] = {}
     done: set[int] = set()
     parameters: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     try:
@@ -137,13 +139,19 @@ def zeroed(
                         continue
                     if parameter.ndim == 1:
                         live_weights[id(parameter)] = torch.as_tensor(live, device=parameter.device)
-                    dead = np.setdiff1d(np.arange(parameter.shape[axis]), live, assume_unique=True)
-                    index = torch.as_tensor(dead, device=parameter.device)
+                    key = (id(live), parameter.device)
+                    if key not in removed:
+                        gone = np.ones(parameter.shape[axis], dtype=bool)
+                        gone[live] = False
+                        removed[key] = torch.as_tensor(np.flatnonzero(gone), device=parameter.device)
+                    index = removed[key]
                     undo.append((parameter, axis, index, parameter.detach().index_select(axis, index)))
                     parameter.index_fill_(axis, index, 0)
+        forget(model)
         with LiveNorms(live_weights), _statistics(model, sites):
             yield model
     finally:
         with torch.no_grad():
             for parameter, axis, index, saved in reversed(undo):
                 parameter.index_copy_(axis, index, saved)
+        forget(model)

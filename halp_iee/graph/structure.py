@@ -157,7 +157,7 @@ class Search:
         return bool(self.joining)
 
     def _sources_of(self, call: Call, given: Sequence[int], made: int | None) -> Iterator[Join]:
-        """For an axis that was given another size than its channels say: the axes that have that size, nearest first."""
+        """For an axis that was given another size than its channels say: the axes of that size, nearest first."""
         labels = self.labels[0]
         value = made if made is not None else call.outputs[0] if call.outputs else None
         if value is None or len(given) != len(labels.capture.shapes[value]):
@@ -213,8 +213,15 @@ class Search:
         fresh: set[tuple[str, str, int]] = set()
         for failure in failures:
             place = self.place(failure)
-            made = failure.call.outputs if failure.call is not None else ()
+            made = (*(failure.call.outputs if failure.call is not None else ()), failure.made)
             served: set[tuple[int, int]] = set()
+            listed = self.listed(failure)
+            for binding in listed:
+                self.bindings[binding.key] = binding
+                fresh.add(binding.key)
+                self.probation.append((binding, place, None if fatal else now))
+            if listed:
+                continue
             for binding in self.meant(failure):
                 where = (binding.value, binding.axis)
                 if binding.key in fresh and not served:
@@ -229,6 +236,30 @@ class Search:
                     self.probation.append((binding, place, None if fatal else now))
                     served.add(where)
         return bool(self.probation)
+
+    def listed(self, failure: Failure) -> list[Binding]:
+        """For a split at sizes that a module keeps as one list or tuple: every size of it."""
+        call = failure.call
+        sizes = call.args.get("split_sizes") if call is not None else None
+        if call is None or not isinstance(sizes, (list, tuple)) or len(sizes) != len(call.outputs):
+            return []
+        path = call.module
+        while True:
+            for name, value in vars(self.modules[path]).items() if path in self.modules else ():
+                if isinstance(value, (list, tuple)) and list(value) == list(sizes):
+                    dim = len(self.labels[0].capture.shapes[call.outputs[0] or 0])
+                    axis = call.args["dim"] % dim
+                    found = [
+                        Binding(path, name, item, size, made, axis)
+                        for item, (size, made) in enumerate(zip(sizes, call.outputs, strict=True))
+                        if made is not None and (label := self.labels[0].of[made]) and label[axis] is not None
+                    ]
+                    place = self.place(failure)
+                    new = [b for b in found if (b, place, self._option(place)) not in self.dropped]
+                    return found if len(new) == len(found) and not all(b.key in self.bindings for b in found) else []
+            if not path:
+                return []
+            path = path.rpartition(".")[0]
 
     def _active(self, binding: Binding) -> bool:
         label = self.labels[0].of[binding.value]
@@ -245,7 +276,8 @@ class Search:
         """The numbers of modules that a failure could have read."""
         labels, call = self.labels[0], failure.call
         module = failure.module or (call.module if call is not None else "")
-        values = [value for value in call.outputs if value is not None] if call is not None else []
+        values = [failure.made] if failure.made is not None else []
+        values += [value for value in call.outputs if value is not None] if call is not None else []
         values += [ref.id for ref in call.refs] if call is not None else []
         if failure.fatal:
             values += [ref.id for c in labels.capture.calls if c.module == module for ref in c.refs]
@@ -292,6 +324,21 @@ class Search:
             following = choice.options if any(refused.values()) else 0
         self.decisions[key] = following
         return following != choice.taken
+
+    def _together(self, turned: set[tuple[int, int]]) -> set[tuple[int, int]]:
+        """Choices to turn, with those of the same module that are made alike (see `Labels.choose`)."""
+        labels = self.labels[0]
+        module = {call.index: call.module for call in labels.capture.calls}
+        alike = {
+            (module.get(key[0]), choice.sizes, choice.taken)
+            for key in turned
+            if (choice := labels.choices[key]).sizes and module.get(key[0])
+        }
+        return turned | {
+            key
+            for key, choice in labels.choices.items()
+            if choice.taken < choice.options and (module.get(key[0]), choice.sizes, choice.taken) in alike
+        }
 
     def implicated(self, failure: Failure) -> np.ndarray:
         """The removable classes that a failure can be blamed on, the narrowest set that has any."""
@@ -366,7 +413,7 @@ class Search:
                 continue
             reason = f"a size hard-coded in forward ({_place(failure)})"
             self.frozen.append(Freeze(every[np.isin(classes, blamed)], reason, -1))
-        for key in turned:
+        for key in self._together(turned):
             self.turn(key, self.labels[0].choices[key], failed=True)
 
 

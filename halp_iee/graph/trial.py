@@ -376,7 +376,7 @@ def attempt(
                 return watcher.failures
             inputs = map_tensors((args, dict(kwargs)), torch.clone)
             with contextlib.suppress(Exception):
-                return unlike_outputs(full, run(copied, *inputs, tensors, shadows=False), structure, keep)
+                return unlike_outputs(full, run(copied, inputs[0], inputs[1], tensors, shadows=False), structure, keep)
             return []
         call = full.calls[watcher.position] if watcher.position < len(full.calls) else None
         text = "the network takes another path" if diverged else first_line(error)

@@ -102,8 +102,9 @@ class Subject:
             file = self.file if self.kind == "openvino" else self.onnx(batch, folder)
             assert file is not None, "an IR is a file"
             return OpenVinoEngine.load(file, threads=threads)
-        provider = _PROVIDERS[device.split(":")[0]]
-        return OnnxEngine.load(self.onnx(batch, folder), threads=threads, provider=provider)
+        kind, _, index = device.partition(":")
+        file = self.onnx(batch, folder)
+        return OnnxEngine.load(file, threads=threads, provider=_PROVIDERS[kind], device=int(index or 0))
 
 
 def subject(word: str, image_shape: tuple[int, ...] | None = None) -> Subject:

@@ -33,6 +33,11 @@ class Band:
     high: float = 0.99
 
 
+def _same(one: Answer, other: Answer) -> bool:
+    """Whether two answers are the same network: then it need not be built and timed again."""
+    return one is other or (one.latency_ms == other.latency_ms and one.widths == other.widths)
+
+
 def meet_as_measured(
     solve_at: Callable[[float], Answer],
     measure: Callable[[Answer], float],
@@ -75,7 +80,10 @@ def meet_as_measured(
                 raise
             budget = (under + over) / 2
             continue
-        measured = measure(answer)
+        known = next((t for t in trials if _same(t.answer, answer)), None)
+        measured = measure(answer) if known is None else known.measured_ms
+        if known is not None:
+            trials.remove(known)
         trials.append(Trial(budget, measured, answer))
         if band.low * target_ms <= measured <= band.high * target_ms:
             break

@@ -150,7 +150,21 @@ class LatencySearch(Method):
     def _judging(self) -> bool:
         """Whether importance is being accumulated."""
 
-    def _before_optimizer_step(self, *_: object) -> None:
+    def _before_optimizer_step(self, _: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Judge when the gradients are there: now, or where a closure makes them (Lightning), after it."""
+        closure = next((given for given in (*args[1:], *kwargs.values()) if callable(given)), None)
+        if closure is None:
+            self._observe()
+            return None
+
+        def observed() -> Any:
+            result = closure()
+            self._observe()
+            return result
+
+        return (*args[:1], observed), {}
+
+    def _observe(self) -> None:
         """Accumulate I while gradients and the values they belong to are both at hand."""
         if not self._judging():
             return

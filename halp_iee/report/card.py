@@ -42,8 +42,9 @@ def card(result: Data, *, exports: Sequence[Data] = (), license: str = UNKNOWN_L
         license: of the weights, by its SPDX or hub identifier.
         reproduce: the command line of the run.
     """
+    title = f"# {_md(_name(result))}, made smaller for {_md(result.get('device') or 'its device')}"
     parts = [
-        _header(result, license), f"# {_md(_name(result))}, made smaller for {_md(result.get('device') or 'its device')}",
+        _header(result, license), title,
         _summary(result), "## How fast and how good", _figures(result), _measured_how(result), _exports(exports),
         "## How to load it", _loading(result), "## How it was made", _making(result, reproduce), "## Licence",
         _licence(license),

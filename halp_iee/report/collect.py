@@ -10,7 +10,7 @@ import numpy as np
 from halp_iee.errors import TableError
 
 _MOST_POINTS = 256
-_MOST_STEPS = 64
+_MOST_STEPS = 16
 _STEP_TIMES = 3.0
 """A rise is a step of the device where it is this many times the mean rise a unit ..."""
 _STEP_SHARE = 0.02
@@ -82,12 +82,14 @@ def group_steps(model: Any, widths: Mapping[str, int]) -> dict[str, list[int]]:
             continue
         counts = np.arange(1, group.size + 1)
         curves = [_curve(layer, widths, group.name, counts) for layer in touched[group.name]]
-        curve = np.sum([one[1] for one in curves if one is not None], axis=0) if any(one is not None for one in curves) else np.zeros(group.size)
+        known = [one[1] for one in curves if one is not None]
+        curve = np.sum(known, axis=0) if known else np.zeros(group.size)
         rise, span = np.diff(curve), float(np.ptp(curve))
         high = (rise > _STEP_TIMES * span / group.size) & (rise > _STEP_SHARE * span)
         first = high & ~np.concatenate([[False], high[:-1]])
         if span > 0 and first.any():
-            found[group.name] = counts[:-1][first].tolist()[-_MOST_STEPS:]
+            highest = sorted(np.flatnonzero(first), key=lambda at: -rise[at])[:_MOST_STEPS]
+            found[group.name] = sorted(int(counts[at]) for at in highest)
     return found
 
 

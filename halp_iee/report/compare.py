@@ -187,11 +187,13 @@ def _table(found: Sequence[Entry]) -> str:
     body = ""
     for one in sorted(found, key=lambda e: e.latency_ms or float("inf")):
         get = one.result.get
+        seed = get("seed")
         base = dense.get(get("model"))
         share = one.latency_ms / base if one.latency_ms and base else None
         ratio = number(get("train_flops_ratio"))
         cells = [
-            (one.name, None), (one.kind, None), (str(get("method") or "-"), None), ("-" if get("seed") is None else str(get("seed")), get("seed")),
+            (one.name, None), (one.kind, None), (str(get("method") or "-"), None),
+            ("-" if seed is None else str(seed), seed),
             (text.ms(one.latency_ms) + (", modelled" if one.modelled else ""), one.latency_ms),
             ("-" if share is None else f"×{text.figures(share)}", share), (_or(text.fps, get("fps")), get("fps")),
             (text.percent(one.top1, 2, "-"), one.top1), (text.big(get("params"), "-"), get("params")),

@@ -1,4 +1,4 @@
-"""The parts of the page about the device and what was made for it: staircases, training cost, exports."""
+"""The parts of the page about the device and what was made for it: staircases, exports."""
 
 from __future__ import annotations
 
@@ -38,43 +38,6 @@ def staircases(data: Data) -> str:
         f'<div class="pair">{panels}</div>' if panels else "",
         f"Latency of the most expensive layers over their width, {word}. Fewer channels help where a step is passed.",
     )
-
-
-def training_cost(data: Data) -> str:
-    """What the training took in FLOPs and in seconds, dense beside slim, and stage by stage where that is known."""
-    result = mapping(data.get("result"))
-    ratio = number(result.get("train_flops_ratio"))
-    slim, dense = number(result.get("train_seconds")), number(result.get("train_seconds_dense"))
-    bars = ""
-    if ratio is not None:
-        top = max(1.0, ratio)
-        bars += plots.bar_row(
-            "FLOPs, of the dense training's", 1 / top, ratio / top, f"×1 → <b>×{text.figures(ratio)}</b>",
-            tip=f"the slim network's training took {ratio:.1%} of the FLOPs of the dense one's",
-        )  # fmt: skip
-    if slim is not None and dense is not None and max(slim, dense) > 0:
-        top = max(slim, dense)
-        bars += plots.bar_row(
-            "Seconds, as they passed", dense / top, slim / top, f"{text.seconds(dense)} → <b>{text.seconds(slim)}</b>",
-            tip=f"dense {text.seconds(dense)}, slim {text.seconds(slim)}",
-        )  # fmt: skip
-    body = f'<div class="panel"><div class="rows">{bars}</div>{_stages(result)}</div>' if bars else ""
-    return section("What the training cost", body, "The dense network's training is the measure.")
-
-
-def _stages(result: Data) -> str:
-    """Steps, FLOPs and seconds of every stage."""
-    lines = ""
-    for name, entry in mapping(result.get("train_cost")).items():
-        stage = mapping(entry)
-        counts = (text.big(stage.get(key), "-") for key in ("steps", "flops"))
-        cells = (*counts, text.seconds(stage.get("seconds"), "-"))
-        if any(cell != "-" for cell in cells):
-            lines += f"<tr><td>{esc(name)}</td>{''.join(f'<td>{esc(cell)}</td>' for cell in cells)}</tr>"
-    if not lines:
-        return ""
-    head = "<thead><tr><th>stage</th><th>steps</th><th>FLOPs</th><th>time</th></tr></thead>"
-    return f'<div class="scroll after"><table>{head}<tbody>{lines}</tbody></table></div>'
 
 
 def exports(data: Data) -> str:

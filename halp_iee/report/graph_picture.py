@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from halp_iee.graph import ChannelGraph, ChannelGroup, Op
 
 ROW, LANE, NAME, WHAT, STARTS = 20, 16, 282, 218, 420
-"""Height of a layer and width of a lane; widths of a layer's name, of what it is, and of the groups that start there."""
+"""Height of a layer, width of a lane; widths of a layer's name, of what it is, and of the groups that start there."""
 
 MOST_LANES_FIRST = 9
 """With more lanes than this the text comes before them: it must be seen without scrolling."""
@@ -27,7 +27,8 @@ JOINED_BY = frozenset({"add", "mul", "cat"})
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 _STYLE = """
-:root { color-scheme: light dark; --paper: #fbfbfa; --ink: #1c2024; --soft: #60686f; --line: #e3e5e6; --l: 46%; --t: 36%; }
+:root { color-scheme: light dark; --paper: #fbfbfa; --ink: #1c2024; --soft: #60686f; --line: #e3e5e6;
+  --l: 46%; --t: 36%; }
 @media (prefers-color-scheme: dark) {
   :root { --paper: #14171a; --ink: #e9ecee; --soft: #9ba5ad; --line: #31373c; --l: 62%; --t: 70%; }
 }
@@ -153,7 +154,8 @@ def svg(graph: ChannelGraph) -> str:
         name, what = _layer(op)
         soft = "" if op.kind in MADE_BY else ' class="soft"'
         parts.append(
-            f'<g><title>{esc(f"{name}: {what}")}</title><line class="row" x1="0" x2="{width}" y1="{y + 5}" y2="{y + 5}"/>'
+            f"<g><title>{esc(f'{name}: {what}')}</title>"
+            f'<line class="row" x1="0" x2="{width}" y1="{y + 5}" y2="{y + 5}"/>'
             f'<text{soft} x="{text}" y="{y}">{esc(_clip(name, 37))}</text>'
             f'<text class="soft" x="{text + NAME}" y="{y}">{esc(what)}</text></g>'
         )
@@ -169,8 +171,10 @@ def svg(graph: ChannelGraph) -> str:
             f'<g{frozen} data-g="{band.number}" style="--h:{_hue(band.number)}"><title>{_about(band.group)}</title>'
             f'<rect class="band" x="{x}" y="{top}" width="12" height="{tall}" rx="5"/>{dots}</g>'
         )
-    for row in range(len(ops)):
-        parts.append(_starting([band for band in bands if band.first == row], text + NAME + WHAT, row * ROW + 15))
+    parts += [
+        _starting([band for band in bands if band.first == row], text + NAME + WHAT, row * ROW + 15)
+        for row in range(len(ops))
+    ]
     return "".join([*parts, "</svg>"])
 
 

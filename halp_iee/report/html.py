@@ -87,7 +87,6 @@ def render(data: Mapping[str, Any]) -> str:
             evidence.prune_and_grow(data),
             evidence.learning(data),
             training.cost(data),
-            device.training_cost(data),
             device.exports(data),
             evidence.environment(data),
             evidence.reproduce(data),

@@ -94,6 +94,7 @@ class RunDirectory:
     table = property(lambda self: self.root / "table.jsonl")
     exports = property(lambda self: self.root / "exports.json")
     hub = property(lambda self: self.root / "hub")
+    license = property(lambda self: self.root / "license.txt")
     seconds = property(lambda self: self.root / "seconds.json")
     tensorboard = property(lambda self: self.root / "tensorboard")
 
@@ -150,7 +151,7 @@ class RunDirectory:
     def clear(self) -> None:
         """Remove what a run of this tool leaves; nothing else that lies in the directory."""
         files = (self.config, self.artifact, self.onnx, self.dense_onnx, self.result, self.report)
-        for path in (*files, self.evidence, self.calibration, self.table, self.seconds, self.exports):
+        for path in (*files, self.evidence, self.calibration, self.table, self.seconds, self.exports, self.license):
             path.unlink(missing_ok=True)
         for folder in (self.dense, self.slim, self.tensorboard, self.hub):
             shutil.rmtree(folder, ignore_errors=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from halp_iee.methods.config import IEEConfig
+from halp_iee.run.question import Question
 from halp_iee.run.target import Target
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class Job:
         criterion: importance.
         solver: which solver decides.
         finetune_epochs: epochs of training after a one-shot pruning.
+        question: limits on the widths and further budgets, for `prune`.
         train_on: `auto`, `cpu` or `cuda`: where the networks are trained, whatever device they are for.
         tensorboard: whether figures are also written for TensorBoard.
     """
@@ -95,6 +97,7 @@ class Job:
     solver: str = "joint"
     finetune_epochs: int = 0
     switches: Mapping[str, Any] = field(default_factory=dict)
+    question: Question = field(default_factory=Question)
     train_on: Literal["auto", "cpu", "cuda"] = "auto"
     tensorboard: bool = False
 
@@ -115,4 +118,5 @@ class Job:
             "input_shape": list(self.input_shape) if self.input_shape else None,
             "device": asdict(self.device), "recipe": self.recipe.model_dump(mode="json"),
             "iee": asdict(self.iee) if self.iee else None, "switches": dict(self.switches),
+            **({"question": self.question.config()} if self.question != Question() else {}),
         }  # fmt: skip

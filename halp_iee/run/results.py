@@ -103,11 +103,10 @@ def write_card(run: RunDirectory, result: dict[str, Any], license: str | None = 
     from halp_iee.run.directory import read_json
 
     known = read_json(run.evidence, dict[str, Any])
-    kept = run.root / "license.txt"
     if license is not None:
-        with whole(kept) as partial:
+        with whole(run.license) as partial:
             partial.write_text(license + "\n", encoding="utf-8")
-    stated = kept.read_text(encoding="utf-8").strip() if kept.is_file() else UNKNOWN_LICENSE
+    stated = run.license.read_text(errors="replace").strip() if run.license.is_file() else UNKNOWN_LICENSE
     exports = [one for one in exports_of(run) if Path(one["path"]).resolve().parent == run.root.resolve()]
     files = [path for path in (run.artifact, run.onnx) if path.is_file()]
     files += [Path(file) for one in exports for file in one.get("files", ()) if Path(file).is_file()]

@@ -21,9 +21,9 @@ from halp_iee.methods.search import LatencySearch
 from halp_iee.progress import Progress, Task
 from halp_iee.run.directory import RunDirectory
 from halp_iee.run.job import Job
+from halp_iee.run.question import answerer
 from halp_iee.run.searches import configuration, search, total_steps, training_bill
 from halp_iee.run.stages import Cost, Network, Slimmed
-from halp_iee.solve import Answer, solve
 from halp_iee.train import EventLog, History, evaluate, fit, make_optimizer
 from halp_iee.train import Progress as Step
 from halp_iee.train.events import read
@@ -122,10 +122,15 @@ def _itemised(
     method: LatencySearch, bill: TrainingCost, history: History, steps: int, network: Network
 ) -> dict[str, Any]:
     """The bill for `result.json`: counted, by the paper's formula, and in seconds really spent."""
+    seconds = {name: spent for name, (_, spent) in history.phases.items()}
+    last = "explore" if isinstance(method, IEE) else "importance"  # in whose last step the structure was timed
+    timing = method.overhead_seconds.get("measurement", 0.0)
+    if last in seconds:
+        seconds |= {last: seconds[last] - timing, "measurement": timing}
     items: dict[str, Any] = {
         "stages": {name: {"steps": one.steps, "flops": one.flops} for name, one in bill.per_stage.items()},
-        "seconds": {name: seconds for name, (_, seconds) in history.phases.items()},
-        "step_seconds": {name: seconds / max(1, n) for name, (n, seconds) in history.phases.items()},
+        "seconds": seconds,
+        "step_seconds": {name: seconds[name] / max(1, n) for name, (n, _) in history.phases.items()},
         "overhead_seconds": dict(method.overhead_seconds),
     }
     if isinstance(method, IEE):
@@ -144,10 +149,8 @@ def prune_to_target(
     """Judge the trained channels once, solve, meet the target as measured, and fine-tune if asked."""
     scores = _judge(job, network, progress)
 
-    def solve_at(budget_ms: float) -> Answer:
-        return solve(cost.model, scores, budget_ms, job.solver)
-
-    if cost.clock is None:
+    solve_at = answerer(job.question, network.graph, cost.model, scores, job.solver)
+    if cost.clock is None or job.question.keep_importance is not None:
         answer = solve_at(cost.target_ms)
     else:
         clock = cost.clock

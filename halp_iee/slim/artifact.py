@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -25,7 +26,7 @@ from halp_iee.graph.keep import checked
 from halp_iee.graph.records import Keep
 from halp_iee.graph.sandbox import first_line, named_tensors
 from halp_iee.slim.build import RECIPE, recipe_of
-from halp_iee.slim.surgery import put, replacing, resize_attributes
+from halp_iee.slim.surgery import ATTRIBUTES, put, replacing, resize_attributes
 from halp_profiler.files import whole
 
 if TYPE_CHECKING:
@@ -143,9 +144,34 @@ def _read(path: Path, *, with_tensors: bool) -> tuple[dict[str, Any], dict[str, 
             f"its format is version {recipe.get('version')!r}, this library reads {VERSION}",
             "Update halp-iee",
         )
-    if not isinstance(recipe.get("keep"), dict) or not isinstance(recipe.get("groups"), dict):
+    earlier = recipe.get("earlier", [])
+    if not isinstance(earlier, list) or not all(_says_what_is_kept(one) for one in (recipe, *earlier)):
         raise ArtifactError(what, "its recipe does not say what is kept", remedy)
     return recipe, tensors
+
+
+def _says_what_is_kept(recipe: Any) -> bool:
+    """Whether a recipe's groups have sizes, and its selection names distinct units within them."""
+    if not isinstance(recipe, dict):
+        return False
+    keep, groups = recipe.get("keep"), recipe.get("groups")
+    if not isinstance(keep, dict) or not isinstance(groups, dict):
+        return False
+    if not all(type(size) is int and size > 0 for size in groups.values()):
+        return False
+    return all(
+        isinstance(units, list)
+        and name in groups
+        and 0 < len(units) <= groups[name]
+        and all(type(unit) is int and 0 <= unit < groups[name] for unit in units)
+        and len(set(units)) == len(units)
+        for name, units in keep.items()
+    )
+
+
+def _item(text: str) -> int | None:
+    """The position that a recipe's key names; None where it names none."""
+    return int(text) if re.fullmatch(r"-1|[0-9]{1,4}", text, re.ASCII) else None
 
 
 def _put_numbers(small: nn.Module, numbers: Any, what: str, remedy: str) -> None:
@@ -158,10 +184,12 @@ def _put_numbers(small: nn.Module, numbers: Any, what: str, remedy: str) -> None
     if not isinstance(numbers, dict):
         raise ArtifactError(what, "its recipe's numbers are not a mapping", remedy)
     for key, value in numbers.items():
-        owner, name, item = (*key.split("|"), "", "")[:3]
+        owner, name, item = parts if len(parts := key.rsplit("|", 2)) == 3 else ("", "", "")
         module = modules.get(owner)
-        known = {} if module is None else {(n, i): v for n, i, v in numbers_of(module)}
-        at = int(item) if item.lstrip("-").isdigit() else None
+        # The numbers of a layer of the library follow its weights; the others, such as its stride, are no sizes.
+        free = module is not None and not isinstance(module, tuple(kind for kind, _ in ATTRIBUTES))
+        known = {(n, i): v for n, i, v in numbers_of(module)} if module is not None and free else {}
+        at = _item(item)
         old = None if at is None else known.get((name, at))
         if module is None or at is None or old is None or type(value) is not int or not 0 < value <= old:
             raise ArtifactError(what, f"it sets {key!r} to {value!r}, which the network does not have", remedy)

@@ -169,5 +169,17 @@ def _raise_under_floor(problem: Problem, floor: float, least: float | None) -> N
         "the latency target cannot be met",
         f"the budget is {problem.budget_ms:.6g} ms, and the least that the widths allow is {floor:.6g} ms, "
         f"{share:.3f} of the dense {problem.dense_ms:.6g} ms{proved}",
-        f"Ask for at least {floor * 1.0001:.6g} ms ({share * 1.0001:.4f} of dense), or allow smaller widths",
+        f"Ask for at least {floor * 1.0001:.6g} ms ({share * 1.0001:.4f} of dense), or {_way_down(problem)}",
     )
+
+
+def _way_down(problem: Problem) -> str:
+    """What else than a higher target would help: the limits if there are any, else another network."""
+    held = [g for g in problem.groups if g.widths[0] > max(1, g.standing)]
+    if held:
+        one = max(held, key=lambda g: g.widths[0])
+        return (
+            f"lower min_units or steps (--min-fraction, --width-step): they keep {one.widths[0]} of the {one.size} "
+            f"units of {one.name!r}, and so in {len(held)} of {len(problem.groups)} groups"
+        )
+    return "take a network with fewer or cheaper layers: every group is at its least already"

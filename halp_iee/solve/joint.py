@@ -37,9 +37,9 @@ _SAMPLE = 24
 """Widths a variable for that look, where no sums need all of them."""
 _LAST = 4
 """Choices of the dual that are looked at."""
-_TOTAL_WORK = 700_000_000
+_TOTAL_WORK = 800_000_000
 """Table entries after which no further node is opened: about three seconds."""
-_NODE_WORK = 50_000
+_NODE_WORK = 25_000
 """What a node costs besides its passes, a variable, in the same measure."""
 _LABELS = (500, 2000)
 """Labels a message may hold in a first pass and, where that found something better, in a second."""

@@ -114,9 +114,7 @@ def closable(oracle: Oracle) -> bool:
 
 
 class _Pass:
-    def __init__(
-        self, oracle: Oracle, price: float, budget_ms: float, above: float, most: int
-    ) -> None:
+    def __init__(self, oracle: Oracle, price: float, budget_ms: float, above: float, most: int) -> None:
         assert closable(oracle)
         self.cells = oracle.cells
         self.plan = oracle.elimination
@@ -167,7 +165,7 @@ class _Pass:
         else:
             # Cells are single widths, so the relation leaves one of v, or none.
             variables = (scope[0], *result_scope)
-            coordinates = (bucket.pair[2][where[: 2]], *where)
+            coordinates = (bucket.pair[2][where[:2]], *where)
         self._limit(len(coordinates[0]))
         at = dict(zip(variables, coordinates, strict=True))
         step = _Step(tuple(variables), tuple(coordinates))

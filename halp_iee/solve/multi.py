@@ -95,9 +95,7 @@ def solve_latency(
             if middle < floor.reached_ms:
                 unsure_ms = middle
                 continue
-            solved = solve_problem(
-                asked, "joint", tolerance=tolerance / 10.0, network=network, start=floor.widths
-            )
+            solved = solve_problem(asked, "joint", tolerance=tolerance / 10.0, network=network, start=floor.widths)
             if solved.value >= enough:
                 best, best_ms, bound = solved.widths, problem.predict_ms(solved.widths), solved.bound
                 high_ms = min(middle, best_ms)
@@ -107,9 +105,7 @@ def solve_latency(
                 low_ms = max(low_ms, middle)
     stated = replace(problem, budget_ms=best_ms)
     value = problem.value(best)
-    answer = to_answer(
-        stated, cost, Solved(best, value, max(bound, value)), "joint", time.perf_counter() - start
-    )
+    answer = to_answer(stated, cost, Solved(best, value, max(bound, value)), "joint", time.perf_counter() - start)
     verify(answer, cost, decided_scores(problem, importance), active=active, standing=standing)
     least_ms = min(low_ms, answer.latency_ms)
     return Fastest(answer, wanted, least_ms, (answer.latency_ms - least_ms) / answer.latency_ms)
@@ -194,7 +190,7 @@ def solve_all(
         raise TargetError(
             "no widths were found that hold all budgets",
             ", ".join(f"{label}: {problems[label].budget_ms:.6g} ms" for label in labels),
-            "Raise the tightest of them, or allow smaller widths",
+            "Raise the tightest of them, or lower min_units or steps (--min-fraction, --width-step)",
         )
     value = first.value(best)
     tightest = labels[int(np.argmax(used(best)))]
@@ -222,9 +218,7 @@ def _lower(merged: Problem, over: float, offer: Any, used: Any) -> None:
         if share * merged.budget_ms <= 0.0:
             return
         try:
-            solved = solve_problem(
-                replace(merged, budget_ms=share * merged.budget_ms), "joint", tolerance=1e-3
-            )
+            solved = solve_problem(replace(merged, budget_ms=share * merged.budget_ms), "joint", tolerance=1e-3)
         except TargetError:
             low = share
         else:
@@ -239,10 +233,7 @@ def _lower(merged: Problem, over: float, offer: Any, used: Any) -> None:
 def _weighted(problems: Sequence[Problem], weights: np.ndarray) -> Problem:
     """The problem whose latency is the weighted share of every budget that is used up; its budget is 1."""
     layers = []
-    parts = [
-        (problem, float(weight) / problem.budget_ms)
-        for problem, weight in zip(problems, weights, strict=True)
-    ]
+    parts = [(problem, float(weight) / problem.budget_ms) for problem, weight in zip(problems, weights, strict=True)]
     for problem, scale in parts:
         for layer in problem.layers:
 

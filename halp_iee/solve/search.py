@@ -14,6 +14,8 @@ from halp_iee.solve.network import Network
 
 _SWAP_PASSES = 3
 _SWEEPS = 20
+Offers = dict[int, tuple[float, int] | None]
+"""Group -> (importance a ms, index of the width) of its best move, or None."""
 
 
 class Search:
@@ -164,25 +166,33 @@ class _Climb:
     def slack_ms(self) -> float:
         return self.search.allowance_ms - self.latency_ms
 
-    def _best(self, rate: Callable[[int], tuple[float, int] | None]) -> tuple[int, int] | None:
-        """The (group, index) with the highest rate, read afresh; None when no group offers a move."""
-        offers = {g: rate(g) for g in self.rows}
+    def _best(self, rate: Callable[[int], tuple[float, int] | None], offers: Offers) -> tuple[int, int] | None:
+        """The (group, index) with the highest rate, read afresh; None when no group offers a move.
+
+        As the budget is used up, rates fall, so an old one is not too low, and only the best is looked at again.
+        """
+        fresh: set[int] = set()
+        for g in self.rows:
+            if g not in offers:
+                offers[g] = rate(g)
+                fresh.add(g)
         while True:
             open_ = [(offer[0], -g) for g, offer in offers.items() if offer is not None]
             if not open_:
-                if not self.stale:
+                old = [g for g in offers if g not in fresh or g in self.stale]
+                if not old:
                     return None
-                for g in sorted(self.stale):
+            else:
+                best = -max(open_)[1]
+                offer = offers[best]
+                if offer is not None and best in fresh and best not in self.stale:
+                    return best, offer[1]
+                old = [best]
+            for g in old:
+                if g in self.stale:
                     self._read(g)
-                    offers[g] = rate(g)
-                continue
-            g = -max(open_)[1]
-            if g not in self.stale:
-                offer = offers[g]
-                assert offer is not None
-                return g, offer[1]
-            self._read(g)
-            offers[g] = rate(g)
+                offers[g] = rate(g)
+                fresh.add(g)
 
     def repair(self) -> bool:
         """Give up importance, the cheapest a millisecond first, until the budget holds."""
@@ -196,8 +206,9 @@ class _Climb:
             pick = int(np.argmin(loss))
             return -float(loss[pick]), int(saving[pick])
 
+        offers: Offers = {}
         while self.slack_ms < 0.0:
-            before, move = self.latency_ms, self._best(rate)
+            before, move = self.latency_ms, self._best(rate, offers)
             if move is None:
                 return False
             self._move(move)
@@ -216,7 +227,8 @@ class _Climb:
             pick = int(np.argmax(rates))
             return float(rates[pick]), int(fits[pick])
 
-        while (move := self._best(rate)) is not None:
+        offers: Offers = {}
+        while (move := self._best(rate, offers)) is not None:
             if self.search.latency_ms(self._moved(move)) > self.search.allowance_ms:
                 return  # rounding only
             self._move(move)

@@ -58,6 +58,7 @@ class Header:
             "layout": self.layout,
             "batch": self.batch,
             "source": self.source,
+            "L2 state": self.how.get("l2"),
         }
 
     def difference(self, other: Header) -> str | None:

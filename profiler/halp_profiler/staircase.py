@@ -46,7 +46,7 @@ class Staircase:
         widths: all widths from the least to the largest measured one.
         ms: the surface at each, in ms.
         points: what was measured on this line.
-        likes: the last widths before each step, and the largest.
+        likes: the last width before each step, the widths that serve better than a trap, and the largest.
         traps: by width.
     """
 
@@ -101,8 +101,10 @@ def staircase(surface: Surface, points: Iterable[Point], axis: str, other: int |
     )
     ms = np.asarray(ms, float)
     edges = _edges(widths, ms)
-    return Staircase(axis, fixed, widths, ms, here, (*(int(widths[i]) for i in edges), int(widths[-1])),
-                     tuple(_traps(widths, ms, edges)))  # fmt: skip
+    traps = tuple(_traps(widths, ms, edges))
+    trapped = {w for t in traps for w in range(t.low, t.high + 1)}
+    likes = {*(int(widths[i]) for i in edges), *(t.better for t in traps), int(widths[-1])} - trapped
+    return Staircase(axis, fixed, widths, ms, here, tuple(sorted(likes)), traps)
 
 
 def width_of(point: Point, axis: str) -> int:

@@ -265,21 +265,20 @@ def _mixed(requests: Sequence[Request], rng: np.random.Generator) -> list[Reques
 def _repair(log: _Log, ranges: Sequence[KernelRange], max_error: float) -> None:
     """Where a held-out point disagrees, it and its neighbours are measured again: what disturbed a point only
     ever made it slower, so the quicker of the two readings stands."""
+    suspects: dict[PointKey, None] = {}
     for r in ranges:
         surface = log.surface(r.kernel)
-        suspects: dict[PointKey, None] = {}
         for p in _judges(log, r.kernel):
             if abs(float(surface(p.c_in, p.c_out)) - p.median_ms) > 2 * max_error * max(p.median_ms, 1e-6):
                 suspects.update(dict.fromkeys([p.key, *((r.kernel, *at) for at in surface.corners(p.c_in, p.c_out))]))
-        for key in suspects:
-            old = log.points.get(key)
-            if old is None:
-                continue
-            if log.left_s() <= 0:
-                return
-            new = log.backend.measure([Request(*key)])[0]
-            if new.median_ms < old.median_ms and len(new.flags) <= len(old.flags):
-                log.keep([_flagged(new, HELD_OUT) if HELD_OUT in old.flags else new])
+    old = [p for key in suspects if (p := log.points.get(key)) is not None]
+    for i in range(0, len(old), log.backend.together):
+        if log.left_s() <= 0:
+            return
+        some = old[i : i + log.backend.together]
+        for before, new in zip(some, log.backend.measure([Request(*p.key) for p in some]), strict=True):
+            if new.median_ms < before.median_ms and len(new.flags) <= len(before.flags):
+                log.keep([_flagged(new, HELD_OUT) if HELD_OUT in before.flags else new])
 
 
 def _judges(log: _Log, kernel: Kernel) -> list[Point]:

@@ -21,6 +21,7 @@ from halp_iee.export.onnx import export_onnx
 from halp_iee.measure import bench as benching
 from halp_iee.measure.bench import BLOCKS, COLUMNS, Plan, bench
 from halp_iee.measure.energy import measure_energy
+from halp_iee.measure.runtime import OnnxEngine
 from halp_iee.measure.subjects import Subject, subject
 
 QUICK = ["--seconds", "0.1"]
@@ -301,6 +302,14 @@ def test_energy_reaches_the_row_as_millijoules_an_image_and_only_on_a_gpu(monkey
 
 
 honest = Subject.engine
+
+
+def test_inputs_and_outputs_that_stay_on_the_device_give_the_same_answers(files: Path) -> None:
+    engine = OnnxEngine.load(files / "open.onnx")
+    feeds = benching.random_feeds(engine.inputs, batch=3)
+    binding = engine._bound(feeds, "cpu", 0)()  # the path of a GPU, on the device that is always there
+    (got,) = binding.copy_outputs_to_cpu()
+    np.testing.assert_array_equal(got, engine.run(feeds)[0])
 
 
 def test_device_errors_of_every_runtime_are_device_errors() -> None:

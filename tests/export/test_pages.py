@@ -47,7 +47,10 @@ def full_run(layers: int = 18) -> dict:
     ]  # fmt: skip
     run["result"] |= {
         "train_seconds": 30.0, "train_seconds_dense": 44.0,
-        "train_cost": {"explore": {"steps": 30, "flops": 3e12, "seconds": 4.0}, "train": {"steps": 120, "flops": 1e12}},
+        "train_cost": {
+            "stages": {name: {"steps": 30, "flops": 3e12} for name in ("estimate", "improve", "explore", "train")},
+            "seconds": {"importance": 4.0, "train": 20.0}, "overhead_seconds": {"solving": 1.5, "resizing": 0.5},
+        },
     }  # fmt: skip
     run["exports"] = [
         {"path": f"/x/exported.{kind}", "format": kind, "precision": "int8", "runtime": "ONNX Runtime 1.31.1",

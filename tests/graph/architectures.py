@@ -524,10 +524,34 @@ class Quantised(nn.Module):
         return self.out(self.back(z.permute(0, 3, 1, 2))), far.min()
 
 
+class CachedTable(nn.Module):
+    """Keeps an indexed table between calls, and drops it when it is told that its tensors have changed."""
+
+    inputs = staticmethod(lambda: torch.randn(2, 5, 6))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.into, self.out = 4, nn.Linear(6, 12), nn.Linear(12, 3)
+        self.table = nn.Parameter(torch.randn(4, 9))
+        self.register_buffer("index", torch.randint(0, 9, (5, 5)))
+        self.cache: dict[str, Tensor] = {}
+
+    def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:
+        self.cache = {}
+        return super()._apply(fn, recurse)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training or "bias" not in self.cache:
+            self.cache["bias"] = self.table[:, self.index]
+        v = self.into(x).view(x.shape[0], 5, self.heads, 3).transpose(1, 2)
+        y = (v @ v.transpose(2, 3) * 0.3 + self.cache["bias"]).softmax(-1) @ v
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
 ARCHITECTURES: tuple[type[nn.Module], ...] = (
     OneStageDetector, Decoder, LanguageModel, SeparatedSources, StateSpace, UNet, GlobalResponse, Standardised,
     SpectrallyNormed, RecurrentText, Siamese, Experts, Spectral, Unfolded, Sampled, Windows, ChannelConvolution,
-    Quantised,
+    Quantised, CachedTable,
 )  # fmt: skip
 
 

@@ -114,6 +114,18 @@ def test_a_slim_network_is_exported_with_equal_results(kind: type[nn.Module], tm
     export_onnx(graph.slim(halves(graph)).eval(), arguments(inputs), tmp_path / "small.onnx", metadata={})
 
 
+def test_what_a_network_keeps_between_calls_is_not_carried_into_the_slim_one() -> None:
+    model, inputs = build(a.CachedTable)
+    with torch.no_grad():
+        before = model(inputs)
+    graph = trace(model, inputs)
+    assert {g.name: g.size for g in graph.groups if g.prunable} == {"into": 4}
+    for seed in range(3):
+        graph.slim(random_keep(graph, seed))
+    with torch.no_grad():
+        assert torch.equal(model(inputs), before)
+
+
 def test_a_masked_network_with_statistics_of_its_own_trains_as_the_slim_one() -> None:
     model, inputs = build(a.GlobalResponse)
     graph = trace(model, inputs)

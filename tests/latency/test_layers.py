@@ -1,5 +1,6 @@
 import torch
 
+from halp_iee.graph import trace
 from halp_iee.graph.records import Width
 from halp_iee.latency.layers import layers_of, sweep_plan, unmodelled_of
 from tests.latency.networks import Drawing, HandMade, residual_network
@@ -150,3 +151,58 @@ def test_a_traced_network_gives_the_same_layers_at_any_batch():
     assert [(k.op, k.fused) for k, _, _ in kernels[0]] == [
         ("conv", ("relu",)), ("conv", ("relu6",)), ("global_pool", ()), ("linear", ("gelu",)), ("linear", ()),
     ]  # fmt: skip
+
+
+class Assorted(torch.nn.Module):
+    """One of each kind that torchvision's networks hold beside convolutions."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 16, 3, padding=1)
+        self.norm = torch.nn.GroupNorm(4, 16)
+        self.up = torch.nn.ConvTranspose2d(16, 8, 2, 2)
+        self.line = torch.nn.Conv1d(8, 8, 3, padding=1)
+        self.volume = torch.nn.Conv3d(1, 4, 3, padding=1)
+        self.q, self.fc = torch.nn.Linear(8, 24), torch.nn.Linear(8, 5)
+        self.ln = torch.nn.LayerNorm(8)
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.conv(x)))
+        n, c, h, w = x.shape
+        x = x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)  # channel shuffle
+        a, b = x.chunk(2, 1)
+        x = torch.nn.functional.pad(torch.cat([b, a], 1), (1, 1, 1, 1))
+        x = self.up(torch.nn.functional.avg_pool2d(x, 2))
+        tokens = self.ln(self.line(x.flatten(2)).transpose(1, 2))
+        q, k, v = self.q(tokens).reshape(n, -1, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        y = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, -1, 8)
+        z = self.volume(x.unsqueeze(1))
+        return self.fc(y.mean(1)), z
+
+
+def test_what_torchvision_holds_beside_convolutions_has_kernels():
+    graph = trace(Assorted().eval(), torch.randn(1, 3, 8, 8))
+    kernels = [layer.kernel for layer in layers_of(graph)]
+    found = {k.op for k in kernels}
+    wanted = {"group_norm", "transpose", "copy", "cat", "avg_pool", "conv_transpose", "layer_norm", "attention"}
+    assert wanted <= found
+    assert {len(k.spatial) for k in kernels if k.op == "conv"} == {1, 2, 3}
+    assert any(k.op == "attention" and k.spatial == (2, 100) for k in kernels)
+    assert all(layer.c_in.full >= 1 and layer.c_out.full >= 1 for layer in layers_of(graph))
+
+
+def test_a_permutation_of_axes_of_length_one_costs_nothing():
+    d = Drawing()
+    x = d.conv(0, d.group("a", 8), module="a")
+    pooled = d.op("global_pool", x, shape=(1, 8, 1, 1))
+    d.op("permute", pooled, shape=(1, 1, 1, 8), dims=(0, 2, 3, 1))
+    d.op("permute", x, shape=(1, 16, 16, 8), dims=(0, 2, 3, 1))
+    assert [kernel[1] for kernel in described(d.done())] == ["conv", "global_pool", "transpose"]
+
+
+def test_a_copy_that_the_exporter_leaves_out_is_no_layer_and_hides_no_reader():
+    d = Drawing()
+    x = d.conv(0, d.group("a", 8), module="a")
+    d.conv(d.op("elementwise", x, name="aten.contiguous.default"), d.group("b", 8), module="b")
+    assert [kernel[0] for kernel in described(d.done())] == ["a", "b"]
+    assert not unmodelled_of(d.done())

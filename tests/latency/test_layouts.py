@@ -15,6 +15,7 @@ from halp_profiler.backends.ort_session import OrtSessions
 from halp_profiler.kernel import Kernel
 from halp_profiler.steps import Steps
 from halp_profiler.surface import Surface
+from halp_profiler.sweep import merged
 from halp_profiler.table import Point
 from tests.latency.networks import Drawing
 
@@ -76,10 +77,11 @@ def said(chain, backend, path):
     ranges = sweep_plan(graph)
     tables.create_or_check(path, backend.header())
     points = []
-    for r in [*ranges, *backend.companions(ranges)]:
+    for r in merged([*ranges, *backend.companions(ranges)]):
         ms = {"to_blocked": 1.0, "to_plain": 1000.0}.get(r.kernel.op, 0.0)
-        points += [Point(r.kernel, r.c_in[1], r.kernel.c_out_of(r.c_in[1]) if r.kernel.diagonal else r.c_out[1],
-                         ms, ms, ms, 1)]  # fmt: skip
+        for c_in in set(r.c_in):
+            outs = {r.kernel.c_out_of(c_in)} if r.kernel.diagonal else set(r.c_out)
+            points += [Point(r.kernel, c_in, c_out, ms, ms, ms, 1) for c_out in outs]
     tables.append(path, points)
     costs, missing = terms_of(graph, LatencyTable.load(path))
     assert not missing

@@ -14,6 +14,7 @@ from halp_iee.methods.meet import Band, meet_as_measured
 @dataclass(frozen=True)
 class FakeAnswer:
     latency_ms: float
+    widths: tuple[()] = ()
 
 
 class Machine:
@@ -61,3 +62,16 @@ def test_where_the_steps_are_fine_the_target_is_met_within_the_band() -> None:
         trials = meet_as_measured(FakeAnswer, lambda a, s=scale, o=offset: a.latency_ms * s + o, target_ms)
         assert band.low * target_ms <= trials[0].measured_ms <= band.high * target_ms
         assert len(trials) <= 4
+
+
+def test_a_network_that_was_timed_is_not_timed_again() -> None:
+    timed: list[float] = []
+
+    def measure(answer: FakeAnswer) -> float:
+        timed.append(answer.latency_ms)
+        return 0.9 * answer.latency_ms
+
+    # Two structures only: 1 ms, and one far over the target.
+    trials = meet_as_measured(lambda budget_ms: FakeAnswer(1.0 if budget_ms < 5.0 else 9.0), measure, 4.0)
+    assert trials[0].measured_ms == 0.9
+    assert len(timed) == len(set(timed))

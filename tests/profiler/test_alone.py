@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -123,12 +124,22 @@ def test_every_kind_of_kernel_can_be_built_and_timed():
         Kernel("global_pool", square), Kernel("add", square, fused=("relu",)), Kernel("mul", square),
         Kernel("activation", square, fused=("hardswish",)), Kernel("batch_norm", square, fused=("relu",)),
         Kernel("layer_norm", (5,)), Kernel("softmax", (5,)), Kernel("cat", square),
-        Kernel("interpolate", square, (16, 16)),
+        Kernel("interpolate", square, (16, 16)), Kernel("attention", (2, 5), (5,)), Kernel("copy", square),
+        Kernel("group_norm", square, group_width=4, group_out=4), Kernel("transpose", square), Kernel("copy", (7,)),
+        Kernel("to_plain", square), Kernel("max_pool", square, **window, plain=True), Kernel("cat", square, plain=True),
+        Kernel("add", square, fused=("relu",), plain=True), Kernel("batch_norm", square, plain=True),
+        Kernel("activation", square, fused=("silu",), plain=True),
     ]  # fmt: skip
+    kernels = [k for k in kernels if not backend.refusal(k)]
     requests = [Request(k, c, k.c_out_of(c) if k.diagonal else 8) for k in kernels for c in (4, 20, 32)]
+    requests.append(Request(Kernel("cat", square), 1, 1))
     for point in backend.measure(requests):
         assert 0 <= point.median_ms < 50, point
-    assert sum(p.median_ms > 0 for p in backend.measure(requests[:15])) == 15
+    diagonal = [replace(k, spatial=(4, 24, 24)[-len(k.spatial) :]) for k in kernels if k.diagonal and k.spatial]
+    larger = [Request(k, 32, k.c_out_of(32)) for k in diagonal]
+    if backend.block > 1:
+        larger.append(Request(Kernel("to_blocked", (24, 24)), 32, 32))
+    assert all(p.median_ms > 0 for p in backend.measure(larger))
 
 
 def test_threads_and_batch_are_in_the_header():

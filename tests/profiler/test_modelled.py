@@ -102,7 +102,7 @@ def test_what_cannot_be_done_with_a_device_is_refused_with_the_reason():
     with pytest.raises(DeviceError, match="datasheet"):
         backend_for(find("cpu"), source="modelled")
     with pytest.raises(DeviceError, match="no datasheet"):
-        backend_for(Device("cuda:0", "Unknown GPU", "cuda", True))
+        backend_for(Device("cuda:0", "Unknown GPU", "cuda", True), source="modelled")
 
 
 def test_a_gpu_that_is_not_there_is_a_device_error():

@@ -154,3 +154,20 @@ def test_the_command_says_it_in_words_in_json_and_in_a_picture(tmp_path, capsys,
     assert "under the floor" in capsys.readouterr().out
     assert run([*base, "--importance", "taylor_bn"]) == 2
     assert "magnitude" in capsys.readouterr().err
+
+
+def test_the_macs_that_pruning_by_macs_must_leave_are_those_of_a_network_that_meets_the_target(real):
+    graph, cost = real
+    rng = np.random.default_rng(0)
+    scores = {g.name: rng.gamma(0.5, 1.0, g.size) for g in graph.groups if g.prunable}
+    floor = diagnose(cost, scores, cost.dense_ms).floor_ms
+    for share in (0.2, 0.5, 0.9):
+        budget_ms = floor + share * (cost.dense_ms - floor)
+        found = diagnose(cost, scores, budget_ms, graph.groups)
+        meets = found.macs_to_meet
+        assert meets is not None
+        assert meets.latency_ms <= budget_ms
+        assert meets.importance <= found.importance + 1e-3  # the latency-aware widths are the best within the target
+        if found.same_macs.over > 0:
+            assert meets.macs_m <= found.same_macs.macs_m
+        assert any("To meet the target it must remove" in line for line in sentences("net", found))

@@ -49,11 +49,7 @@ def test_one_network_holds_two_budgets_and_its_bound_is_never_under_the_optimum(
         low = [min(t for _, _, t in every_choice(c, importance)) for c in (cost, other)]
         share = rng.uniform(0.4, 0.9)
         budgets = [lo + share * (c.dense_ms - lo) for lo, c in zip(low, (cost, other), strict=True)]
-        both = [
-            v
-            for w, v, t in every_choice(cost, importance)
-            if t <= budgets[0] and other.predict(w) <= budgets[1]
-        ]
+        both = [v for w, v, t in every_choice(cost, importance) if t <= budgets[0] and other.predict(w) <= budgets[1]]
         if not both:
             continue
         costs = {"here": (cost, budgets[0]), "there": (other, budgets[1])}

@@ -174,7 +174,10 @@ UNARY_KEEP = (
     "feature_dropout alpha_dropout nan_to_num deg2rad rad2deg conj _conj resolve_conj real imag _neg_view "
     "_fw_primal lift alias_copy detach_copy"
 )
-UNARY_MOVE = "exp exp2 cos cosh acos logical_not bitwise_not isnan isinf isfinite signbit erfc bernoulli uniform exponential random angle sinc"
+UNARY_MOVE = (
+    "exp exp2 cos cosh acos logical_not bitwise_not isnan isinf isfinite signbit erfc bernoulli uniform exponential "
+    "random angle sinc"
+)
 UNARY_BREAK = "log log2 log10 reciprocal rsqrt digamma lgamma logit erfinv"
 COMPARISONS = (
     "eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor __and__ __or__ "

@@ -69,7 +69,8 @@ def view(step: Step) -> None:
         if not varying:
             varying = [int(np.argmax(spread.shape))]
         if len(varying) > 1:
-            taken = step.labels.choose((step.call.index, part), axis.atoms, len(varying))
+            sizes = tuple(spread.shape[k] for k in varying[-2:])
+            taken = step.labels.choose((step.call.index, part), axis.atoms, len(varying), sizes)
             if taken >= len(varying):
                 step.freeze(axis, "a size hard-coded in forward")
                 continue
@@ -298,7 +299,8 @@ def gather(step: Step) -> None:
 
 def _beside(step: Step, label: Label, whole: Ref, index: Ref, dim: int) -> Label:
     """Tie what is indexed along one axis to its index along the others, where they are of one size."""
-    other, result = step.label(index), []
+    other = step.label(index)
+    result: Label = []
     for i, (axis, size) in enumerate(zip(label, step.shape(whole), strict=True)):
         if i == dim or (axis is None and other[i] is None):
             result.append(None)

@@ -64,9 +64,9 @@ def deformed(step: Step) -> None:
     if bias is not None and out is not None:
         met = step.meet(out, bias)
         out = None if met is None else Axis(met.atoms, out.zero and bias.zero)
-    name = step.source(step["weight"])
-    if out is not None and name is not None:
-        step.labels.produce(out.atoms, name)
+    maker = step.source(step["weight"])
+    if out is not None and maker is not None:
+        step.labels.produce(out.atoms, maker)
     step.emit([x[0], out, None, None])
 
 

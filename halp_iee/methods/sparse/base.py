@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -15,55 +14,15 @@ from torch import Tensor, nn
 
 from halp_iee.errors import UsageError
 from halp_iee.methods.sparse.exchange import Masks
+from halp_iee.methods.sparse.plan import SparseConfig, plan
 from halp_iee.methods.sparse.slots import reset_slots
 from halp_iee.sparsity import criteria, metrics
-from halp_iee.sparsity.distributions import distribute
-from halp_iee.sparsity.layers import KINDS, SparseLayer, checked_sparsity, sparse_layers
-from halp_iee.sparsity.patterns import IndependentPattern, Pattern, pattern
+from halp_iee.sparsity.layers import SparseLayer
+from halp_iee.sparsity.patterns import pattern
 from halp_iee.train.method import Method
 
 Event = dict[str, Any]
 Gradient = Literal["live", "all", "dead"]
-
-
-@dataclass(frozen=True)
-class SparseConfig:
-    """What every method needs to know.
-
-    Attributes:
-        sparsity: fraction of zeros in [0, 1); None: that of the pattern, where it has only one.
-        pattern: see `halp_iee.sparsity.pattern`.
-        distribution: `uniform`, `erk`, `global`, or a mapping from layer to sparsity. None: `uniform` for a
-            pattern with one density, else `erk`.
-        init: the distribution that `global` begins from.
-        exclude: names or shell patterns of layers that stay dense.
-        kinds: kinds of layers that become sparse.
-        depthwise: whether depthwise convolutions do too.
-        every: Delta T, optimizer steps from one update to the next.
-        stop: fraction of the training after which the masks stay as they are.
-        seed: of random masks and random growth.
-    """
-
-    sparsity: float | None = None
-    pattern: str | Pattern = "unstructured"
-    distribution: str | Mapping[str, float] | None = None
-    init: str = "erk"
-    exclude: tuple[str, ...] = ()
-    kinds: tuple[str, ...] = KINDS
-    depthwise: bool = False
-    every: int = 100
-    stop: float = 0.75
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.every < 1:
-            raise UsageError(
-                f"masks cannot be updated every {self.every} steps", "it must be 1 or more", "leave out every="
-            )
-        if not 0.0 <= self.stop <= 1.0:
-            raise UsageError(
-                f"updates cannot stop at {self.stop:g} of the training", "it is a fraction in [0, 1]", "give 0.75"
-            )
 
 
 class SparseMethod(Method, ABC):
@@ -247,6 +206,8 @@ class SparseMethod(Method, ABC):
         def hold(grad: Tensor) -> Tensor:
             if self._gradient == "all":
                 return grad
+            if self.masks[name].device != grad.device:  # the model was moved after this was set up
+                self.load_state_dict(self.state_dict())
             mask = self.masks[name]
             return grad * (mask if self._gradient == "live" else ~mask)
 
@@ -357,58 +318,10 @@ class SparseMethod(Method, ABC):
     # Setting up
 
     def _set_up_budget(self) -> None:
-        config = self.config
-        all_layers = sparse_layers(self.model, exclude=config.exclude, kinds=config.kinds, depthwise=config.depthwise)
-        sparsity = self._asked_sparsity()
-        self.target = sparsity
-        distribution = config.distribution
-        if distribution is None:
-            distribution = "erk" if self.pattern.density is None else "uniform"
-        self.distribution = distribution
-        if distribution == "global" and not isinstance(self.pattern, IndependentPattern):
-            raise UsageError(
-                f"the pattern {self.pattern.name} cannot have a global distribution",
-                "what may live in one place depends on what lives beside it, so layers cannot share one ranking",
-                "take erk or uniform",
-            )
-        counts = distribute(all_layers, sparsity, distribution, init=config.init)
-        shared = distribution == "global" and sparsity > 0
-        sparse = tuple(layer for layer in all_layers if shared or counts[layer.name] < layer.numel)
-        self.budget: dict[str, int] = {}
-        for layer in sparse:
-            self.pattern.check(layer)
-            wanted = counts[layer.name]
-            if self.pattern.density is not None and not shared:
-                wanted = self._by_density(layer, wanted)
-            self.budget[layer.name] = self.pattern.atoms(layer, wanted)
-        self._layers = sparse
-        self._dense = {layer.name: layer.numel for layer in all_layers if layer.name not in self.budget}
+        planned = plan(self.model, self.config, self.pattern, type(self).__name__)
+        self._layers, self._dense, self.budget = planned.layers, planned.dense, planned.budget
+        self.target, self.distribution = planned.sparsity, planned.distribution
         self.total = sum(self.budget.values())
-
-    def _by_density(self, layer: SparseLayer, wanted: int) -> int:
-        """The pattern's own count, which the sparsity may miss by rounding alone."""
-        assert self.pattern.density is not None
-        own = round(layer.numel * self.pattern.density)
-        return own if abs(own - wanted) <= 1 else wanted
-
-    def _asked_sparsity(self) -> float:
-        only = None if self.pattern.density is None else 1.0 - self.pattern.density
-        if self.config.sparsity is None and only is None and not isinstance(self.config.distribution, Mapping):
-            raise UsageError(
-                f"{type(self).__name__} needs a sparsity", f"the pattern {self.pattern.name} can have any",
-                "give sparsity=0.9 for nine zeros in ten weights",
-            )  # fmt: skip
-        asked = self.config.sparsity
-        if asked is None:
-            return only or 0.0
-        checked_sparsity(asked)
-        if only is not None and abs(asked - only) > 1e-9:
-            raise UsageError(
-                f"the pattern {self.pattern.name} cannot have a sparsity of {asked:g}",
-                f"it has {only:g} and no other",
-                "leave out the sparsity, or take another pattern",
-            )
-        return float(asked)
 
     def _check_optimizer(self) -> None:
         held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}

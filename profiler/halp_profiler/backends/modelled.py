@@ -134,6 +134,10 @@ class Modelled:
             else:
                 groups = max(1, c_in // kernel.group_width)
                 compute = groups * self._product_ms(rows, c_out // groups, group * window, self._share_of(groups))
+        if kernel.op == "attention":  # two products: queries with keys, and their shares with values
+            products, rows, keys = self.batch * kernel.spatial[0], kernel.spatial[-1], prod(kernel.kernel_size)
+            weights = products * keys * (c_in + c_out)  # keys and values are read like weights
+            compute = self._product_ms(products * rows, keys, c_in) + self._product_ms(products * rows, c_out, keys)
         residual = made * kernel.fused.count("add")
         if kernel.op in ("add", "mul"):
             residual += made if kernel.op == "add" else 0

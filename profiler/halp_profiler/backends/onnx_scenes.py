@@ -109,6 +109,8 @@ def _others(d: Drawing, prefix: str, kernel: Kernel, c_in: int, c_out: int, batc
         return [_plain(d, prefix, "k", shape), _plain(d, prefix, "v", (*shape[:-1], c_out))]
     if kernel.op in ("add", "cat"):
         channels = c_in if kernel.op == "add" else c_in - first_part(c_in)
+        if not channels:
+            return []  # one channel: nothing is left to join it with
         shape = input_shape(kernel, channels, batch)
         made = _plain if kernel.plain or not _image(kernel) else _blocked
         return [made(d, prefix, "g", shape)]

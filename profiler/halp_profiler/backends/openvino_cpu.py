@@ -111,7 +111,7 @@ class OpenVino:
         """What a kernel's neighbours cost in one run."""
         from halp_profiler.backends import openvino_kernels as kernels
 
-        if not kernels.images(kernel):
+        if not kernels.images(kernel) or kernel.op in kernels.OTHER_SHAPE:
             return 0.0
         batch = self.settings.batch
         key = (kernels.made_shape(kernel, c_out, batch), "add" in kernel.fused)

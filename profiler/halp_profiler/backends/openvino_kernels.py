@@ -40,6 +40,10 @@ def refusal(kernel: Kernel) -> str | None:
     return None
 
 
+OTHER_SHAPE = frozenset({"copy", "transpose"})
+"""Kernels whose output no convolution could read as it is: nothing stands behind them."""
+
+
 def images(kernel: Kernel) -> bool:
     """Whether the kernel has neighbours: it works on images, or on signals or volumes."""
     return kernel.op in SPATIAL_OPS and 1 <= len(kernel.spatial) <= 3
@@ -55,7 +59,7 @@ def in_network(kernel: Kernel, c_in: int, c_out: int, batch: int, runs: int) -> 
     for _ in range(runs):
         added = [drawing.parameter(behind) if alone else drawing.before(behind) for _ in range(_adds(kernel))]
         y = apply(kernel, c_in, c_out, [*x, *added], noise)
-        drawing.outputs.append(y if alone else _after(y, behind))
+        drawing.outputs.append(y if alone or kernel.op in OTHER_SHAPE else _after(y, behind))
     return drawing.model()
 
 
@@ -160,6 +164,30 @@ def _matmul(k: Kernel, c_in: int, c_out: int, x: Sequence[Any], weights: Weights
     return ops.matmul(x[0], ops.constant(weights((batch, *k.spatial[:-1], c_in, c_out))), False, False)
 
 
+def _attention(k: Kernel, c_in: int, c_out: int, x: Sequence[Any], weights: Weights) -> Any:
+    lead = (x[0].get_output_shape(0)[0], k.spatial[0], k.kernel_size[0])
+    keys, values = (ops.constant(weights((*lead, c))) for c in (c_in, c_out))
+    scores = ops.matmul(ops.multiply(x[0], ops.constant(np.float32(c_in**-0.5))), keys, False, True)
+    return ops.matmul(ops.softmax(scores, -1), values, False, False)
+
+
+def _group_norm(k: Kernel, c_in: int, c_out: int, x: Sequence[Any], weights: Weights) -> Any:
+    scale, shift = (ops.constant(weights((c_in,))) for _ in range(2))
+    return ops.group_normalization(x[0], scale, shift, c_in // (k.group_width or c_in), 1e-5)
+
+
+def _copy(k: Kernel, c_in: int, c_out: int, x: Sequence[Any], weights: Weights) -> Any:
+    before = [0] * (2 + len(k.spatial))
+    behind = [0, 1, *before[2:]]  # one channel more, so that it cannot be a view
+    return ops.pad(x[0], ops.constant(np.array(before)), ops.constant(np.array(behind)), "constant")
+
+
+def _transpose(k: Kernel, c_in: int, c_out: int, x: Sequence[Any], weights: Weights) -> Any:
+    n = 2 + len(k.spatial)
+    moved = ops.transpose(x[0], ops.constant(np.array([0, n - 1, *range(1, n - 1)])))
+    return ops.reshape(moved, ops.constant(np.array([-1])), False)
+
+
 def _pool(k: Kernel, c_in: int, c_out: int, x: Sequence[Any], weights: Weights) -> Any:
     stride, padding, _ = map(list, geometry(k))
     window = list(k.kernel_size)
@@ -200,6 +228,10 @@ _MAKERS: dict[str, Callable[[Kernel, int, int, Sequence[Any], Weights], Any]] = 
     "conv_transpose": _conv,
     "linear": _linear,
     "matmul": _matmul,
+    "attention": _attention,
+    "group_norm": _group_norm,
+    "copy": _copy,
+    "transpose": _transpose,
     "max_pool": _pool,
     "avg_pool": _pool,
     "global_pool": _global_pool,

@@ -79,6 +79,9 @@ def build(
         inputs = [noise(shape)]
     if kernel.op == "matmul":
         inputs.append(noise((batch, *kernel.spatial[:-1], c_in, c_out)))
+    elif kernel.op == "attention":
+        lead = (batch, kernel.spatial[0], kernel.kernel_size[0])
+        inputs += [noise((*lead, c_in)), noise((*lead, c_out))]
     elif kernel.op == "mul":
         inputs.append(noise((batch, c_in, *(1 for _ in kernel.spatial))))
     elif kernel.op == "add":
@@ -160,6 +163,22 @@ def _layer_norm(k: Kernel, c_in: int, c_out: int, weights: Weights) -> _Made:
     return [weights((c_in,)), weights((c_in,))], lambda x, w: F.layer_norm(x[0], (c_in,), w[0], w[1])
 
 
+def _group_norm(k: Kernel, c_in: int, c_out: int, weights: Weights) -> _Made:
+    groups = c_in // (k.group_width or c_in)
+    return [weights((c_in,)), weights((c_in,))], lambda x, w: F.group_norm(x[0], groups, w[0], w[1])
+
+
+def _copy(k: Kernel, c_in: int, c_out: int, weights: Weights) -> _Made:
+    beside = (0, 0) * len(k.spatial)  # one channel more, so that it cannot be a view
+    return [], lambda x, w: F.pad(x[0], (*beside, 0, 1))
+
+
+def _transpose(k: Kernel, c_in: int, c_out: int, weights: Weights) -> _Made:
+    n = 2 + len(k.spatial)
+    order = (0, n - 1, *range(1, n - 1))
+    return [], lambda x, w: x[0].permute(order).reshape(-1)
+
+
 def _activation(k: Kernel, c_in: int, c_out: int, weights: Weights) -> _Made:
     function = _ACTIVATIONS[k.fused[0]]
     return [], lambda x, w: function(x[0], False)
@@ -175,6 +194,13 @@ _MAKERS: dict[str, Callable[[Kernel, int, int, Weights], _Made]] = {
     "conv_transpose": _conv,
     "linear": _linear,
     "matmul": lambda k, i, o, weights: ([], lambda x, w: torch.matmul(x[0], x[1])),
+    "attention": lambda k, i, o, weights: (
+        [],
+        lambda x, w: F.scaled_dot_product_attention(x[0], x[1], x[2]),
+    ),
+    "group_norm": _group_norm,
+    "copy": _copy,
+    "transpose": _transpose,
     "max_pool": _pool,
     "avg_pool": _pool,
     "global_pool": _global_pool,
