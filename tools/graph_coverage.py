@@ -95,9 +95,9 @@ def render(rows: list[dict[str, Any]]) -> str:
         "",
         "Measured by `tools/bench_graph.py`: random weights, the smallest inputs that a model takes, half of every "
         "group and one random subset. Checks: `half` and `random` mean that the slim network equals its masked self "
-        "on the example inputs and on random ones, `reload` that a saved and loaded copy gives the same results, `export` "
-        "that the ONNX file passed the parity gate, `train` one step of SGD in train mode. Frozen groups are those that "
-        "stay whole for another reason than being the network's output or a single unit.",
+        "on the example inputs and on random ones, `reload` that a saved and loaded copy gives the same results, "
+        "`export` that the ONNX file passed the parity gate, `train` one step of SGD in train mode. Frozen groups are "
+        "those that stay whole for another reason than being the network's output or a single unit.",
         "",
         f"Machine: {machine.get('cpu', '?')}, {machine.get('cores', '?')} cores shared with other work, one thread; "
         f"{versions}. Seconds are therefore coarse.",

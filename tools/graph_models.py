@@ -19,6 +19,9 @@ FIRST = (
 )  # fmt: skip
 """One of each family before its siblings: what breaks shows early."""
 
+LAST = ("vit_h_14", "regnet_y_128gf", "vit_l_16", "vit_l_32", "maxvit_t", "mvit_v2_s", "mvit_v1_b", "swin3d_b")
+"""The giants and the slow: after all others."""
+
 TIMM = (
     "beit_base_patch16_224", "botnet26t_256", "gernet_s", "cait_xxs24_224", "coat_tiny",
     "coatnet_0_rw_224", "convit_tiny", "convmixer_768_32", "convnext_atto", "convnextv2_atto", "crossvit_tiny_240",
@@ -49,11 +52,12 @@ WHOLE_SIZE = ("mlp", "mixer", "bat_", "halonet", "lambda")
 
 
 def torchvision_names() -> list[str]:
-    """Every model, the quantised copies aside; one of each family first."""
+    """Every model, the quantised copies aside; one of each family first, the giants last."""
     from torchvision import models
 
     names = [name for name in models.list_models() if not name.startswith("quantized_")]
-    return [n for n in FIRST if n in names] + [n for n in names if n not in FIRST]
+    first = [name for name in FIRST if name in names and name not in LAST]
+    return [*first, *(n for n in names if n not in (*FIRST, *LAST)), *(n for n in LAST if n in names)]
 
 
 def timm_names() -> list[str]:
@@ -120,7 +124,7 @@ class Case:
             small = given is None or given.fixed_input_size or any(k in self.name for k in WHOLE_SIZE)
             return max((given.input_size if given else (3, 224, 224))[1:]) if small else 96
         special = {
-            "inception_v3": 96,
+            "inception_v3": 299,  # less leaves nothing to its auxiliary head in train mode
             "maxvit_t": 224,
             "s3d": 224,
             "vit_h_14": 56,

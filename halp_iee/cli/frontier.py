@@ -154,9 +154,7 @@ def command(
             "html": None if html is None else str(html),
         })  # fmt: skip
         return 0
-    show.line(
-        f"{model} on {table.device}, latencies summed from a {table.source} table, importance {criterion}\n"
-    )
+    show.line(f"{model} on {table.device}, latencies summed from a {table.source} table, importance {criterion}\n")
     cells = [
         [f"{r['latency_ms']:.4g}", f"{r['fraction']:.2f}", f"{100 * r['importance']:.1f}%", f"{100 * r['gap']:.3f}%"]
         for r in rows

@@ -124,7 +124,11 @@ training = compose(
     click.option(
         "--tensorboard", is_flag=True, help="Write the figures for TensorBoard too, into the run's directory."
     ),
-)
+    click.option(
+        "--train-on", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+        help="Where the networks are trained, whatever device they are for; auto: a CUDA GPU where there is one.",
+    ),
+)  # fmt: skip
 weights = click.option(
     "--weights", default=None, metavar="FILE", help="Safetensors file with the trained weights of the dense network."
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from halp_iee.cli import options, show
 from halp_iee.errors import UsageError
@@ -34,35 +35,42 @@ switches = options.compose(
 )  # fmt: skip
 
 _NAMES = (
-    "sparsity",
-    "pattern",
-    "distribution",
-    "exclude",
-    "every",
-    "variant",
-    "gamma",
-    "channel_sparsity",
-    "prune_skip",
-)
+    "sparsity", "pattern", "distribution", "exclude", "every", "variant", "gamma", "channel_sparsity", "prune_skip",
+)  # fmt: skip
+_SHARED = (
+    "model", "data", "method", "epochs", "batch_size", "lr", "recipe_file", "tensorboard", "train_on", "weights",
+    "seed", "out", "fresh", "as_json",
+)  # fmt: skip
+_OF_IEE = ("H", "J", "Q", "omega_start", "omega_end", "grow", "reactivate", "freeze")
+"""Switches that IEE has for weights too."""
 
 
 def taken(method: str, others: dict[str, Any]) -> dict[str, Any] | None:
     """Take this file's options out of `others`: the method's settings, or None if a latency is asked for.
 
     Raises:
-        UsageError: an option of sparse training for a method that has none.
+        UsageError: an option of sparse training for a method that has none, or one that it has no use for.
     """
     given = {name: others.pop(name) for name in _NAMES}
     settings = {name: value for name, value in given.items() if value not in (None, (), [])}
     wanted = method in METHODS or (method == "iee" and ("sparsity" in settings or "pattern" in settings))
     if settings and not wanted:
-        option = "--update-every" if (name := next(iter(settings))) == "every" else f"--{name.replace('_', '-')}"
         raise UsageError(
-            f"{option} cannot be used with --method {method}", "it is for training to a sparsity",
-            f"give --sparsity too, or --method {', '.join(METHODS)}",
+            f"{_option(next(iter(settings)))} cannot be used with --method {method}",
+            "it is for training to a sparsity", f"give --sparsity too, or --method {', '.join(METHODS)}",
         )  # fmt: skip
     if not wanted:
         return None
+    usable = {*_NAMES, *_SHARED, *(_OF_IEE if method == "iee" else ())}
+    context = click.get_current_context()
+    for name in context.params:
+        if name not in usable and context.get_parameter_source(name) == ParameterSource.COMMANDLINE:
+            raise UsageError(
+                f"{_option(name)} cannot be used in training to a sparsity", "it is for training to a latency",
+                "leave it out",
+            )  # fmt: skip
+    if method == "iee":
+        settings |= {name: others[name] for name in _OF_IEE if others[name] is not None}
     if "distribution" in settings and str(settings["distribution"]).endswith(".json"):
         from halp_iee.run.directory import read_json
 
@@ -70,9 +78,15 @@ def taken(method: str, others: dict[str, Any]) -> dict[str, Any] | None:
     return settings
 
 
+def _option(parameter: str) -> str:
+    """A parameter's name, as it is typed."""
+    named = {p.name: p.opts[0] for p in click.get_current_context().command.params}
+    return str(named[parameter])
+
+
 def run(
     *, model: str, data: str, recipe: Recipe, method: str, settings: dict[str, Any], seed: int, weights: str | None,
-    train_on: str, out: Path | None, fresh: bool, as_json: bool,
+    train_on: str, tensorboard: bool, out: Path | None, fresh: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """Train to a sparsity and print what came out."""
     from halp_iee.cli.progress import Bars
@@ -80,7 +94,7 @@ def run(
     from halp_iee.run.sparse import SparseJob, train_sparse
     from halp_iee.train.processes import first_of_torchrun, training_device
 
-    job = SparseJob(model, data, recipe, method, settings, seed, weights, str(training_device(train_on)))
+    job = SparseJob(model, data, recipe, method, settings, seed, weights, str(training_device(train_on)), tensorboard)
     asked = settings.get("sparsity") or settings.get("pattern") or "given"
     place = Path("runs") / f"{short_name(model)}-{data.split(':')[0]}-{method}-{str(asked).replace(':', 'of')}"
     result = train_sparse(job, out or place, Bars(), fresh)

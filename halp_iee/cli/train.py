@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from halp_iee.cli import options, show
+from halp_iee.cli import options, show, sparse
 from halp_iee.cli.progress import Bars
 from halp_iee.run.job import METHODS
 from halp_iee.run.target import Target
@@ -24,9 +24,9 @@ SWITCHES = (
 @options.data
 @options.target
 @click.option(
-    "--method", type=click.Choice(METHODS), default="iee", show_default=True,
+    "--method", type=click.Choice([*METHODS, *sparse.METHODS]), default="iee", show_default=True,
     help="How the structure is found: iee, from scratch or from --weights; halp, one way down from --weights or from "
-    "the dense reference.",
+    "the dense reference. The others train to a sparsity, as iee does with --sparsity.",
 )  # fmt: skip
 @click.option("--epochs", type=click.IntRange(1), default=None, help="Epochs of training.  [default: the recipe's]")
 @options.training
@@ -38,6 +38,7 @@ SWITCHES = (
 @options.solver
 @options.iee_switches
 @options.halp_switches
+@sparse.switches
 @click.option(
     "--min-fraction", type=click.FloatRange(0, 1), default=None, help="Least share of its units a group keeps."
 )
@@ -68,17 +69,22 @@ def command(
     as_json: bool,
     **others: Any,
 ) -> int:
-    """Train a network to a latency.
+    """Train a network to a latency, or to a sparsity.
 
     Makes the latency table first if there is none for this device, trains the dense reference, then finds the
     structure while it trains, makes the network physically smaller, exports it and measures it.
     Interrupted, it goes on where it stopped when called again. In several processes:
     torchrun --nproc-per-node N -m halp_iee train ...
 
+    With --sparsity, or a method that knows nothing else, weights are held at zero instead: no table is made and the
+    network is not timed.
+
     \b
       halp-iee train --latency-target 0.3
       halp-iee train --model resnet50 --data imagefolder:/data/in --latency-target 12ms --epochs 90
       halp-iee train --method halp --weights trained.safetensors --latency-target 0.4 --epochs 10
+      halp-iee train --method rigl --sparsity 0.9
+      halp-iee train --method iee --pattern 2:4
     """
     from halp_iee import pipeline
     from halp_iee.cli.assemble import device_choice, recipe
@@ -86,6 +92,12 @@ def command(
     from halp_iee.train.processes import first_of_torchrun
 
     chosen = recipe(recipe_file, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
+    settings = sparse.taken(method, others)
+    if settings is not None:
+        return sparse.run(
+            model=model, data=data, recipe=chosen, method=method, settings=settings, seed=seed, weights=weights,
+            train_on=train_on, tensorboard=tensorboard, out=out, fresh=fresh, as_json=as_json,
+        )  # fmt: skip
     switches = {name: value for name in SWITCHES if (value := others.pop(name)) is not None}
     job = Job(
         model=model, data=data, recipe=chosen, target=target, method=method,  # type: ignore[arg-type]

@@ -34,7 +34,7 @@ from halp_iee.slim.attention import loosen
 
 
 def own_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The network's parameters and buffers by name for one run: what the run does to buffers stays out of the network."""
+    """The network's parameters and buffers by name for one run, whose writes to buffers stay out of the network."""
     aliases: dict[int, Tensor] = {}
     for parameter in model.parameters():
         aliases[id(parameter)] = shadow_of(parameter)
@@ -115,8 +115,8 @@ def capture_model(
             )
     own = own_tensors(model)
     try:
-        shadows = map_tensors((args, dict(kwargs)), shadow_of)
-        return run(_protected(model), *shadows, own, shadows=True, training=training, first=first)
+        inputs, named_inputs = map_tensors((args, dict(kwargs)), shadow_of)
+        return run(_protected(model), inputs, named_inputs, own, shadows=True, training=training, first=first)
     except Exception:  # anything may go wrong without data; the run with data decides
         pass
     own, copied = own_tensors(model), _protected(model)

@@ -8,7 +8,6 @@ tensor is copied, and a module that is copied in the usual way is taken apart by
 from __future__ import annotations
 
 import copy
-import functools
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -81,16 +80,21 @@ def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     return copied
 
 
-@functools.cache
+_USUAL: dict[type, bool] = {}
+"""What `_is_usual` said before."""
+
+
 def _is_usual(kind: type[nn.Module]) -> bool:
     """Whether nothing in a module class has a say in how it is copied."""
-    return (
-        not hasattr(kind, "__deepcopy__")
-        and kind.__reduce_ex__ is object.__reduce_ex__
-        and kind.__reduce__ is object.__reduce__
-        and kind.__getstate__ is nn.Module.__getstate__
-        and not any("__slots__" in vars(base) for base in kind.__mro__)
-    )
+    if kind not in _USUAL:
+        _USUAL[kind] = (
+            not hasattr(kind, "__deepcopy__")
+            and kind.__reduce_ex__ is object.__reduce_ex__
+            and kind.__reduce__ is object.__reduce__
+            and kind.__getstate__ is nn.Module.__getstate__
+            and not any("__slots__" in vars(base) for base in kind.__mro__)
+        )
+    return _USUAL[kind]
 
 
 def _hanging(value: Any) -> Iterator[Tensor]:

@@ -90,7 +90,7 @@ def traits(func: Any) -> Traits:
     )
 
 
-class _Unhashable(Exception):
+class _UnhashableError(Exception):
     """An argument that cannot be part of a key."""
 
 
@@ -104,7 +104,7 @@ def _key(value: Any, tensors: list[Tensor]) -> Any:
     if isinstance(value, (list, tuple)):
         return tuple([_key(item, tensors) for item in value])
     if isinstance(value, (torch.Generator, dict)):
-        raise _Unhashable
+        raise _UnhashableError
     return (type(value), value)
 
 
@@ -192,7 +192,7 @@ class Shadows:
         tensors: list[Tensor] = []
         try:
             key = (func, _key(args, tensors), *((name, _key(value, tensors)) for name, value in kwargs.items()))
-        except _Unhashable:
+        except _UnhashableError:
             key = None
             tensors = [*_tensors(args), *_tensors(tuple(kwargs.values()))]
         if not any(self.holds(tensor) for tensor in tensors):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from halp_iee.sparsity.counting import forward_flops, work
 from halp_iee.sparsity.layers import sparse_layers
 from halp_iee.train import EventLog, fit, make_optimizer
 from halp_iee.train.data import load
+from halp_iee.train.processes import Processes, started
 from halp_iee.train.recipe import Recipe
 from halp_iee.train.records import steps_per_epoch
 from halp_iee.train.weights import load_weights
@@ -41,6 +43,7 @@ class SparseJob:
         seed: of everything that is random.
         weights: safetensors file with trained weights to start from.
         device: `cpu` or `cuda`, where it is trained.
+        tensorboard: whether figures are also written for TensorBoard.
     """
 
     model: str
@@ -51,6 +54,7 @@ class SparseJob:
     seed: int = 0
     weights: str | None = None
     device: str = "cpu"
+    tensorboard: bool = False
 
     def config(self) -> dict[str, Any]:
         return {
@@ -74,10 +78,14 @@ def train_sparse(
     Raises:
         HalpError: a bad job, or another run's directory.
     """
-    since = time.perf_counter()
-    progress = progress or Silent()
     if job.method not in METHODS:
         raise UsageError(f"unknown method {job.method!r}", f"there are {', '.join(METHODS)}", "choose one of them")
+    with started() as processes:
+        return _train(job, directory, progress or Silent(), fresh, processes)
+
+
+def _train(job: SparseJob, directory: Path, progress: Progress, fresh: bool, processes: Processes) -> dict[str, Any]:
+    since = time.perf_counter()
     data = load(job.data)
     torch.manual_seed(job.seed)
     model = models.build(
@@ -95,15 +103,13 @@ def train_sparse(
     started: list[dict[str, Any]] = []
     method = METHODS[job.method](model, optimizer, steps=steps, on_event=started.append, **settings, **extra)
 
-    run = RunDirectory(directory)  # only now: a bad job leaves nothing behind
-    with run.locked():
-        if fresh:
-            run.clear()
-        run.claim(job.config())
-        if run.result.exists():
+    run = processes.once(lambda: RunDirectory(directory))  # only now: a bad job leaves nothing behind
+    with run.locked() if processes.first else nullcontext():
+        finished = processes.once(lambda: _finished(job, run, fresh))
+        if finished is not None:
             progress.say(f"{run.root} is finished already; --fresh runs it again")
-            return dict(read_json(run.result, dict[str, Any]))
-        log = EventLog(run.slim / "events.jsonl")
+            return finished
+        log = _log(job, run) if processes.first else EventLog(None)
         method.on_event = lambda event: log.log(event.pop("kind"), **event)
         for event in started:
             method.on_event(event)
@@ -115,13 +121,34 @@ def train_sparse(
                 progress=lambda at: task.update(at.step, at.steps, f"{method.status}  loss {at.loss:.3f}"),
             )  # fmt: skip
         model.to("cpu")
-        result = {
-            **job.config(), "top1": history.top1, "train_seconds": history.seconds,
-            **_figures(method, model, example), "artifact": str(_write(method, model, run, job)),
-            "wall_seconds": time.perf_counter() - since,
-        }  # fmt: skip
-        write_json(run.result, json.loads(json.dumps(result, default=str)))
-        return result
+
+        def told() -> dict[str, Any]:
+            result = {
+                **job.config(), "top1": history.top1, "train_seconds": history.seconds,
+                **_figures(method, model, example), "artifact": str(_write(method, model, run, job)),
+                "wall_seconds": time.perf_counter() - since,
+            }  # fmt: skip
+            write_json(run.result, result)
+            return result
+
+        return processes.once(told)
+
+
+def _finished(job: SparseJob, run: RunDirectory, fresh: bool) -> dict[str, Any] | None:
+    """The result, if the run is over."""
+    if fresh:
+        run.clear()
+    run.claim(job.config())
+    return dict(read_json(run.result, dict[str, Any])) if run.result.exists() else None
+
+
+def _log(job: SparseJob, run: RunDirectory) -> EventLog:
+    mirror = None
+    if job.tensorboard:
+        from halp_iee.train.tensorboard import Board
+
+        mirror = Board(run.tensorboard / "slim")
+    return EventLog(run.slim / "events.jsonl", mirror)
 
 
 def _figures(method: SparseMethod, model: torch.nn.Module, example: torch.Tensor) -> dict[str, Any]:

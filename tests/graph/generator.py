@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.graph.networks import stir
-
 
 class Attend(nn.Module):
     """Attention over the positions of a feature map; its sizes follow its weights."""

@@ -51,7 +51,7 @@ def test_trains_to_a_sparsity(options: list[str], net: str, tmp_path: Path, caps
         (["--method", "rigl", "--sparsity", "1"], "[0, 1)"),
         (["--method", "halp", "--sparsity", "0.5"], "--sparsity cannot be used with --method halp"),
         (["--method", "rigl", "--pattern", "2:4", "--sparsity", "0.9"], "0.5 and no other"),
-        (["--method", "set", "--pattern", "3:4"], "no multiple of 4"),
+        (["--method", "set", "--pattern", "3:5"], "no multiple of 5"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(

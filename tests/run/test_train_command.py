@@ -100,4 +100,4 @@ def test_a_checkpoint_of_another_network_or_table_is_refused(
     for point in points:
         point["measured_ms"] *= 3  # as if the machine, and so the table, were another
     Path("run/calibration.json").write_text(json.dumps(points))
-    assert "target" in complaint(capsys, run(["train", "--model", network, *QUICK]), 1)
+    assert "latency table" in complaint(capsys, run(["train", "--model", network, *QUICK]), 1)
