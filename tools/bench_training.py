@@ -47,10 +47,11 @@ from halp_iee.train.records import Data, steps_per_epoch
 
 NETWORKS = ("resnet20", "mobilenet_v1_cifar")
 TARGETS = (0.30, 0.55)
-METHODS = ("iee", "halp", "torch-pruning", "torch-pruning-l2", "uniform")
+METHODS = ("iee", "iee-series", "iee-long", "halp", "torch-pruning", "torch-pruning-l2", "uniform")
 DATA = "digits-hard"
 NAMES = {
-    "iee": "IEE, from scratch", "halp": "HALP, from a dense network",
+    "iee": "IEE, from scratch", "iee-series": "IEE, objective=series", "iee-long": "IEE, update period 40%",
+    "halp": "HALP, from a dense network",
     "torch-pruning": "Torch-Pruning (group Taylor), from a dense network",
     "torch-pruning-l2": "Torch-Pruning (group L2), from a dense network",
     "uniform": "uniform width, from scratch", "dense": "dense",
@@ -284,7 +285,9 @@ def widths_of(graph: ChannelGraph, model: nn.Module) -> dict[str, int]:
 
 
 RUN: Mapping[str, Callable[..., dict[str, Any]]] = {
-    "iee": run_iee, "halp": run_halp, "torch-pruning": run_torch_pruning,
+    "iee": partial(run_iee, objective="sum"), "iee-series": partial(run_iee, objective="series"),
+    "iee-long": partial(run_iee, objective="sum", H=8, J=8, Q=8, T=12), "halp": run_halp,
+    "torch-pruning": run_torch_pruning,
     "torch-pruning-l2": partial(run_torch_pruning, criterion="magnitude"), "uniform": run_uniform, "dense": run_dense,
 }  # fmt: skip
 
@@ -305,20 +308,20 @@ def lines(work: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def do_several(work: Path, epochs: int, seeds: int, networks: tuple[str, ...], seconds: float) -> int:
+def do_several(work: Path, epochs: int, runs: list[tuple[str, float, str, int]], seconds: float) -> int:
     """Missing runs, the last of them begun before so many seconds have passed; 3 when nothing is missing."""
     until = time.monotonic() + seconds
     while True:
-        code = do_next(work, epochs, seeds, networks)
+        code = do_next(work, epochs, runs)
         if code or time.monotonic() >= until:
             return code
 
 
-def do_next(work: Path, epochs: int, seeds: int, networks: tuple[str, ...]) -> int:
+def do_next(work: Path, epochs: int, runs: list[tuple[str, float, str, int]]) -> int:
     """One missing run, or with a network that has none the table; 3 when nothing is missing."""
     torch.set_num_threads(1)
     have = {(r["network"], r["target"], r["method"], r["seed"]) for r in lines(work)}
-    for network, target, method, seed in wanted(seeds, networks):
+    for network, target, method, seed in runs:
         if (network, target, method, seed) in have:
             continue
         fresh = not (work / f"{network}.calibration.json").exists()
@@ -472,10 +475,11 @@ def _margins(network: str, every: list[dict[str, Any]]) -> list[str]:
             m: [r["top1"] for r in every if (r["network"], r["method"], r["target"]) == (network, m, target)]
             for m in METHODS
         }
-        if not all(top1.values()):
+        top1 = {m: found for m, found in top1.items() if found}
+        if "iee" not in top1 or len(top1) == 1:
             continue
         means = {m: statistics.mean(v) for m, v in top1.items()}
-        best = max((m for m in METHODS if m != "iee"), key=lambda m: means[m])
+        best = max((m for m in top1 if not m.startswith("iee")), key=lambda m: means[m])
         spread = max(statistics.stdev(top1[m]) if len(top1[m]) > 1 else 0.0 for m in ("iee", best))
         gain = 100 * (means["iee"] - means[best])
         said.append(
@@ -488,7 +492,7 @@ def _margins(network: str, every: list[dict[str, Any]]) -> list[str]:
 def _seconds(r: dict[str, Any], every: list[dict[str, Any]]) -> float:
     """Of training, that of the dense network that it started from included; timing structures is not training."""
     own = float(r["seconds"]) - r.get("overhead", {}).get("measurement", 0.0)
-    if r["method"] in ("iee", "uniform"):
+    if r["method"] == "uniform" or r["method"].startswith("iee"):
         return own
     start = (r["network"], "dense", 0.0, r["seed"])
     return own + sum(float(d["seconds"]) for d in every if (d["network"], d["method"], d["target"], d["seed"]) == start)
@@ -513,6 +517,8 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS))
+    parser.add_argument("--targets", nargs="+", type=float, default=[*TARGETS, 1.0], help="for next: only these")
+    parser.add_argument("--methods", nargs="+", choices=sorted(RUN), default=sorted(RUN), help="for next: only these")
     parser.add_argument("--seconds", type=float, default=1.0, help="for measure: on each network")
     parser.add_argument("--begin-within", type=float, default=0.0, metavar="S", help="for next: begin runs for so long")
     parser.add_argument("--out", type=Path, default=Path("docs/results/training.md"))
@@ -524,7 +530,11 @@ def main() -> int:
         return do_speed(options.work, tuple(options.networks))
     if options.what == "report":
         return do_report(options.work, options.out)
-    return do_several(options.work, options.epochs, options.seeds, tuple(options.networks), options.begin_within)
+    runs = [
+        run for run in wanted(options.seeds, tuple(options.networks))
+        if run[2] in options.methods and run[1] in (0.0, *options.targets)
+    ]  # fmt: skip
+    return do_several(options.work, options.epochs, runs, options.begin_within)
 
 
 if __name__ == "__main__":

@@ -88,14 +88,14 @@ def _ratio(slim: float | None, dense: float | None) -> str:
 
 def side_by_side(r: dict[str, Any]) -> str:
     """Dense and slim side by side, from a result document."""
-    modelled = r["source"] == "modelled"
+    word = ", modelled" if r["source"] == "modelled" else ", predicted"
     rows = [
         ["top-1 on the test set", _percent(r["top1_dense"]), _percent(r["top1"]), _points(r["top1"], r["top1_dense"])],
-        ["latency, " + ("modelled" if modelled else "predicted"), _ms(r["dense_predicted_ms"]), _ms(r["predicted_ms"]),
+        ["latency" + word, _ms(r["dense_predicted_ms"]), _ms(r["predicted_ms"]),
          _ratio(r["predicted_ms"], r["dense_predicted_ms"])],
         ["latency, measured", _ms(r["dense_measured_ms"]), _ms(r["measured_ms"]),
          _ratio(r["measured_ms"], r["dense_measured_ms"])],
-        ["frames a second" + (", modelled" if modelled else ""), _fps(r["fps_dense"]), _fps(r["fps"]),
+        ["frames a second" + ("" if r["measured_ms"] is not None else word), _fps(r["fps_dense"]), _fps(r["fps"]),
          _ratio(r["fps"], r["fps_dense"])],
         ["parameters", count(r["params_dense"]), count(r["params"]), _ratio(r["params"], r["params_dense"])],
         ["MACs", count(r["macs_dense"]), count(r["macs"]), _ratio(r["macs"], r["macs_dense"])],
@@ -116,7 +116,8 @@ def verdict(r: dict[str, Any]) -> str:
     """Whether the target was met, in one line, naming what was measured and what was not."""
     asked = f"asked for {r['target_ms']:.4g} ms"
     if r["measured_ms"] is None:
-        return f"{asked}, modelled {r['predicted_ms']:.4g} ms: NOT measured, since {r['device']} is not attached."
+        word = "modelled" if r["source"] == "modelled" else "predicted"
+        return f"{asked}, {word} {r['predicted_ms']:.4g} ms: NOT measured, since no network was timed on {r['device']}."
     share = r["measured_ms"] / r["target_ms"]
     if share <= 1:
         return f"{asked}, measured {r['measured_ms']:.4g} ms: met ({share:.1%} of the target)."

@@ -68,16 +68,16 @@ class SizedAttribute:
         return self.factor * sum(1 for group, unit in pairs if group < 0 or alive[group][unit])
 
 
-def numbers_of(module: nn.Module) -> Iterator[tuple[str, int, int]]:
-    """(name, item, value) of every whole number above one that a module keeps, alone or in a tuple or list."""
+def numbers_of(module: nn.Module, least: int = 2) -> Iterator[tuple[str, int, int]]:
+    """(name, item, value) of every whole number from `least` that a module keeps, alone or in a tuple or list."""
     for name, value in vars(module).items():
         if name.startswith("_"):
             continue
-        if type(value) is int and value > 1:
+        if type(value) is int and value >= least:
             yield name, -1, value
         elif isinstance(value, (tuple, list)) and 0 < len(value) <= 8:
             for item, one in enumerate(value):
-                if type(one) is int and one > 1:
+                if type(one) is int and one >= least:
                     yield name, item, one
 
 

@@ -23,7 +23,7 @@ from halp_iee.graph.keep import checked
 from halp_iee.graph.labels import Labels
 from halp_iee.graph.masking import zeroed
 from halp_iee.graph.records import ChannelGroup, Keep, Op
-from halp_iee.graph.sandbox import named_tensors
+from halp_iee.graph.sandbox import map_tensors, named_tensors
 from halp_iee.graph.structure import find_structure
 
 
@@ -162,9 +162,13 @@ def _in_training(model: nn.Module, capture: Capture, args: Any, kwargs: Any) -> 
     unused = unused_parameters(model, capture)
     if not unused:
         return [], ()
+    first = len(capture.calls) + 1
     try:
-        return [capture_model(model, args, kwargs, training=True, first=len(capture.calls) + 1)], ()
+        return [capture_model(model, args, kwargs, training=True, first=first)], ()
     except GraphError as error:
+        with contextlib.suppress(GraphError, RuntimeError):  # one example is too few for a batch norm that trains
+            twice, named_twice = map_tensors((args, kwargs), lambda one: torch.cat([one, one]) if one.ndim else one)
+            return [capture_model(model, twice, named_twice, training=True, first=first)], ()
         named = f"{', '.join(unused[:3])} and {len(unused) - 3} more" if len(unused) > 3 else ", ".join(unused)
         note = (
             f"{named}: not used in eval mode, and in train mode {error.why}; it stays whole, and may not fit the "

@@ -27,6 +27,7 @@ STATISTICS = frozenset(
         *(getattr(Tensor, name) for name in _REDUCTIONS if hasattr(Tensor, name)),
         F.batch_norm,
         torch.batch_norm,
+        F.scaled_dot_product_attention,
     }
 )
 """Functions that are told which positions live."""
@@ -100,6 +101,8 @@ class LiveStatistics(TorchFunctionMode):
         axes = self.live.get(self.modules.next_site() or ("", 0))
         if axes is None:
             return func(*args, **kwargs)
+        if func is F.scaled_dot_product_attention:
+            return _attention(args, kwargs, axes[0][1])
         name = next((one for one in ("input", "self") if one in kwargs), None)
         whole = args[0] if args else kwargs[name or "input"]
         part = whole
@@ -113,3 +116,14 @@ class LiveStatistics(TorchFunctionMode):
             shape[axis] = whole.shape[axis]
             made = made.new_zeros(shape).index_copy(axis, live.to(made.device), made)
         return made
+
+
+def _attention(args: tuple[Any, ...], kwargs: Mapping[str, Any], live: Tensor) -> Tensor:
+    """Attention whose scores are scaled by the size of the head that lives."""
+    given = {
+        **dict(zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), args, strict=False)),
+        **kwargs,
+    }
+    for name in ("query", "key"):
+        given[name] = given[name].index_select(-1, live.to(given[name].device))
+    return F.scaled_dot_product_attention(**given)

@@ -151,6 +151,10 @@ class Recorder(TorchDispatchMode):
         """What a function that failed on these arguments returns instead; here nothing can be done."""
         raise error
 
+    def shown(self, func: Any, args: tuple[Any, ...], result: Any) -> Any:
+        """What the network is given of a function's result."""
+        return result
+
     def literal(self, value: Any) -> None:
         """A number, or a list of numbers, that becomes a tensor."""
         self.capture.literals.append(value)
@@ -233,7 +237,7 @@ class Functions(TorchFunctionMode):
             raise LooksAtDataError(f"{func.__name__} hands out a tensor's memory")
         if func in LITERALS and args and isinstance(args[0], (int, float, list, tuple)) and not recorder.paused:
             recorder.literal(args[0])
-        outer, recorder.told = recorder.told, args
+        outer, recorder.told = recorder.told, (*args, *kwargs.values()) if kwargs else args
         site = recorder.modules.next_site() if func in STATISTICS else None
         try:
             if name is not None and not recorder.paused:
@@ -250,4 +254,4 @@ class Functions(TorchFunctionMode):
             if site is not None:
                 recorder.capture.sites.update(dict.fromkeys(range(begin, recorder.position), site))
             recorder.capture.functions[begin, name_of(func)] = (recorder.position, map_tensors(result, recorder.ref))
-        return result
+        return recorder.shown(func, args, result)

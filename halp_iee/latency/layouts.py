@@ -2,11 +2,11 @@
 
 ONNX Runtime on a CPU keeps images in blocks of 8 or 16 channels wherever it can: a convolution runs blocked if its
 input channels are a multiple of 4 or fewer than a block (it then reads the plain layout and writes blocks), a
-depthwise one if its channels are a multiple of 4, a grouped one if its groups are whole blocks. Pooling, addition,
-activation and concatenation stay in the layout in which they find their input, pooling and concatenation only where
-their channels are whole blocks. Everything else wants the plain layout. A tensor that is made in one layout
-and read in the other is reordered, once for all of its readers. Whether that happens depends on two widths at most:
-the input channels of the convolution that made the tensor, and its own.
+depthwise one if its channels are a multiple of 4, a grouped one if its groups are whole blocks, a pooling window if
+its channels are whole blocks. Addition, activation, BatchNorm and concatenation stay in the layout in which they find
+their input, concatenation only where its channels are whole blocks. Everything else wants the plain layout. A
+tensor that is made in one layout and read in the other is reordered, once for all of its readers. Whether that happens
+depends on two widths at most: the input channels of the convolution that made the tensor, and its own.
 
 Source: MLAS's NCHWc transformer in ONNX Runtime (``nchwc_transformer.cc``), and the networks that it made of some
 hundred pruned ones.
@@ -24,8 +24,8 @@ from halp_profiler.steps import Steps
 from halp_profiler.surface import Surface
 
 _NO_STEPS = Steps()
-_FOLLOW = frozenset({"add", "activation", "batch_norm", "max_pool", "avg_pool", "cat"})
-_WHOLE_BLOCKS = frozenset({"max_pool", "avg_pool", "cat"})
+_FOLLOW = frozenset({"add", "activation", "batch_norm", "cat"})
+_POOLS = frozenset({"max_pool", "avg_pool"})
 
 
 @dataclass(frozen=True)
@@ -33,21 +33,20 @@ class Made:
     """Under which widths a tensor is made in the blocked layout.
 
     Attributes:
-        width: the channels on which it depends: the input of the convolution that made it; None: never blocked.
+        width: the channels on which it depends: the input of the convolution that made it, or what was pooled or
+            concatenated; None: never blocked.
         steps: of that convolution.
-        multiple: besides, the tensor's own channels must be a multiple of this.
     """
 
     width: Width | None = None
     steps: Steps = _NO_STEPS
-    multiple: int = 1
 
     def blocked(self, c_maker: np.ndarray, c: np.ndarray) -> np.ndarray:
         """Whether it is blocked, for channels of the maker's input and of the tensor, which broadcast."""
         if self.width is None:
             return np.zeros(np.broadcast_shapes(np.shape(c_maker), np.shape(c)), bool)
-        s = self.steps
-        return ((c_maker < s.free_below) | (c_maker % s.align == 0)) & (c % self.multiple == 0)
+        fits = (c_maker < self.steps.free_below) | (c_maker % self.steps.align == 0)
+        return np.broadcast_to(fits, np.broadcast_shapes(np.shape(fits), np.shape(c)))
 
 
 @dataclass(frozen=True)
@@ -121,12 +120,9 @@ def made_by(kernel: Kernel, steps: Steps, block: int, c_in: Width, c_out: Width,
             return Made(c_in, steps)
         whole = kernel.group_width % block == 0 and (kernel.group_out or 0) % block == 0
         return Made(c_in) if whole else Made()
-    if kernel.op == "cat":
+    if kernel.op == "cat" or kernel.op in _POOLS:
         return Made(c_out, Steps(align=block))
-    if kernel.op in _FOLLOW:
-        multiple = block if kernel.op in _WHOLE_BLOCKS else 1
-        return Made(before.width, before.steps, max(before.multiple, multiple))
-    return Made()
+    return before if kernel.op in _FOLLOW else Made()
 
 
 def read_by(kernel: Kernel, steps: Steps, block: int) -> Reader:
@@ -140,6 +136,8 @@ def read_by(kernel: Kernel, steps: Steps, block: int) -> Reader:
             return Reader(steps.align)
         whole = kernel.group_width % block == 0 and (kernel.group_out or 0) % block == 0
         return Reader(1) if whole else Reader()
+    if kernel.op in _POOLS:
+        return Reader(block)
     if kernel.op in _FOLLOW:
-        return Reader(block if kernel.op in _WHOLE_BLOCKS else 1, content=True)
+        return Reader(block if kernel.op == "cat" else 1, content=True)
     return Reader()

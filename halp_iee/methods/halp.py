@@ -6,6 +6,7 @@ Source: Shen et al., "Structural Pruning via Latency-Saliency Knapsack" (HALP, N
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -110,6 +111,12 @@ class HALP(LatencySearch):
             self._settle()
         return True
 
+    def expect(self, remaining: int) -> None:
+        if not self.done:
+            config = self.config
+            more = max(1, remaining // config.interval)
+            self.config = replace(config, steps=min(config.steps, self.cycle + more))
+
     def _judging(self) -> bool:
         return not self.done
 
@@ -139,9 +146,10 @@ class HALP(LatencySearch):
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain data from which `load_state_dict` goes on bit for bit."""
         state = super().state_dict()
-        return {**state, "meta": {**state["meta"], "left": self._left}}
+        return {**state, "meta": {**state["meta"], "left": self._left, "steps": self.config.steps}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of `state_dict`. The model is left at the size it had; load its values and the optimizer's after."""
         super().load_state_dict(state)
         self._left = state["meta"]["left"]
+        self.config = replace(self.config, steps=int(state["meta"]["steps"]))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -134,6 +135,12 @@ class IEE(LatencySearch):
                 self._settle()
         self._forget()
 
+    def expect(self, remaining: int) -> None:
+        if not self.done:
+            config = self.config
+            more = max(1, remaining // (config.H + config.J + config.Q))
+            self.config = replace(config, T=min(config.T, self.cycle + more))
+
     def _judging(self) -> bool:
         return self.stage in ("importance", "explore")
 
@@ -208,11 +215,13 @@ class IEE(LatencySearch):
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain data from which `load_state_dict` goes on bit for bit."""
         state = super().state_dict()
-        return {**state, "meta": {**state["meta"], "left": self._left, "grown": to_lists(self._grown)}}
+        mine = {"T": self.config.T, "left": self._left, "grown": to_lists(self._grown)}
+        return {**state, "meta": {**state["meta"], **mine}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of `state_dict`. The model is left at the size it had; load its values and the optimizer's after."""
         super().load_state_dict(state)
         self._left, self._grown = state["meta"]["left"], from_lists(state["meta"]["grown"])
+        self.config = replace(self.config, T=int(state["meta"]["T"]))
         if self.stage == "explore":
             self.elastic.freeze(self.active)

@@ -23,7 +23,8 @@ def staircases(model: Any, widths: Mapping[str, int], most: int = 6) -> list[dic
     Args:
         model: a ``LatencyModel``.
         widths: chosen, of every group.
-        most: so many layers: those on which most of the dense latency goes, of those whose output may change.
+        most: so many layers: those on which most of the dense latency goes, of those whose output may change,
+            one of each kernel and size, since others of it look the same.
 
     Returns:
         ``name``, ``c_in``, ``widths``, ``ms``, ``dense`` and ``chosen`` (channels out) of each.
@@ -31,7 +32,11 @@ def staircases(model: Any, widths: Mapping[str, int], most: int = 6) -> list[dic
     full = dict(model.graph.full_widths)
     touched = _layers_by_group(model, widths)
     found: list[dict[str, Any]] = []
+    shown = set()
     for layer in sorted(model.layers, key=lambda one: -float(one.ms(one.c_in(full), one.c_out(full)))):
+        alike = (layer.kernel, layer.c_in(full), layer.c_out(full))
+        if alike in shown:
+            continue
         sizes = {g.name: g.size for g in model.graph.groups if any(layer is one for one in touched.get(g.name, ()))}
         for name in sorted(sizes, key=lambda one: -sizes[one]):
             curve = _curve(layer, widths, name, _counts(sizes[name], widths.get(name, sizes[name])))
@@ -41,6 +46,7 @@ def staircases(model: Any, widths: Mapping[str, int], most: int = 6) -> list[dic
                 {"name": layer.name, "c_in": int(layer.c_in(widths)), "widths": curve[0].tolist(),
                  "ms": curve[1].tolist(), "dense": int(curve[0][-1]), "chosen": int(layer.c_out(widths))}
             )  # fmt: skip
+            shown.add(alike)
             break
         if len(found) == most:
             break

@@ -48,7 +48,7 @@ def result(
     return {
         "model": job.model, "data": job.data, "method": job.method, "seed": job.seed,
         "device": cost.table["device"], "threads": job.device.threads, "batch": batch,
-        "runtime": " ".join(runtime.describe().values()) if cost.clock else "modelled from the datasheet",
+        "runtime": " ".join(runtime.describe().values()) if cost.clock else _not_run(cost),
         "target": str(job.target), "target_ms": target_ms,
         "dense_ms": dense_ms, "predicted_ms": predicted_ms, "measured_ms": measured.slim_ms,
         "dense_predicted_ms": dense_predicted_ms, "dense_measured_ms": measured.dense_ms,
@@ -64,6 +64,13 @@ def result(
         "num_classes": network.data.num_classes if network.data else None,
         "input_shape": list(network.example.shape[1:]), "version": halp_iee.__version__,
     }  # fmt: skip
+
+
+def _not_run(cost: Cost) -> str:
+    header = cost.model.table.header
+    if header.source == "modelled":
+        return "modelled from the datasheet"
+    return f"predicted from a table of {header.backend}"
 
 
 def _flops_ratio(job: Job, network: Network, dense: Counts, slimmed: Slimmed) -> float | None:

@@ -20,15 +20,19 @@ from halp_iee.graph import trace
 from halp_iee.methods.sparse import METHODS, Chase, SparseMethod
 from halp_iee.progress import Progress, Silent
 from halp_iee.run.directory import RunDirectory, read_json, write_json
+from halp_iee.run.sparse_page import write_sparse_page
 from halp_iee.sparsity.counting import forward_flops, work
 from halp_iee.sparsity.layers import sparse_layers
 from halp_iee.train import EventLog, fit, make_optimizer
 from halp_iee.train.data import load
+from halp_iee.train.events import read
 from halp_iee.train.processes import Processes, started
 from halp_iee.train.recipe import Recipe
 from halp_iee.train.records import steps_per_epoch
 from halp_iee.train.weights import load_weights
 from halp_profiler.files import whole
+
+_TOLD = ("top1", "sparsity", "params", "nonzeros", "flops_dense", "flops", "train_seconds", "wall_seconds")
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ def train_sparse(
 
     Returns:
         The result, as in `result.json`: `model data method seed top1 sparsity sparsity_by_layer params
-        nonzeros flops_dense flops train_seconds wall_seconds artifact`; FLOPs are of one forward pass of one
+        nonzeros flops_dense flops train_seconds wall_seconds artifact report`; FLOPs are of one forward pass of one
         sample, 2 for each weight that lives and position and 1 for each output.
 
     Raises:
@@ -128,8 +132,13 @@ def _train(job: SparseJob, directory: Path, progress: Progress, fresh: bool, pro
                 **_figures(method, model, example), "artifact": str(_write(method, model, run, job)),
                 "wall_seconds": time.perf_counter() - since,
             }  # fmt: skip
-            write_json(run.result, result)
-            return result
+            about = [(key.replace("_", " "), result[key]) for key in _TOLD]
+            write_sparse_page(
+                {job.method: read(run.slim / "events.jsonl")}, run.report, document=result, about=about,
+                title=f"{job.model} on {job.data.split(':')[0]} with {job.method}",
+            )  # fmt: skip
+            write_json(run.result, {**result, "report": str(run.report)})
+            return {**result, "report": str(run.report)}
 
         return processes.once(told)
 

@@ -192,7 +192,7 @@ def table(job: Job, network: Network, progress: Progress) -> Table:
         return made[0].path
 
     path = processes.once(make)  # one process sweeps; the others read what it wrote
-    return made[0] if made else Table(LatencyTable.load(path), find_device(job.device.name))
+    return made[0] if made else Table(LatencyTable.load(path), _device(job.device))
 
 
 def find_or_make_table(
@@ -213,7 +213,7 @@ def find_or_make_table(
         progress: shows the sweep.
         out: the table's file; else the one that `device` names, else one in the user's cache.
     """
-    found = find_device(device.name)
+    found = _device(device)
     given = out or (_existing(device.table) if device.table else _shipped(found, model, device))
     if given is not None and given.is_file() and out is None:
         table = LatencyTable.load(given)
@@ -232,6 +232,20 @@ def find_or_make_table(
             progress=lambda done, total, eta_s: task.update(done, total),
         )  # fmt: skip
     return Table(table, found)
+
+
+def _device(device: DeviceChoice) -> Device:
+    """The device asked for; one that nobody here knows is that of the table given, if that is its name."""
+    try:
+        return find_device(device.name)
+    except UsageError:
+        if device.table is None or not _existing(device.table).is_file():
+            raise
+        table = LatencyTable.load(_existing(device.table))
+        if table.device.casefold() != device.name.casefold():
+            raise
+        kind = str(table.header.device.get("kind", "cpu"))
+        return Device(device.name, table.device, kind, attached=False)
 
 
 def _existing(path_or_name: str) -> Path:
@@ -283,7 +297,7 @@ def cost(job: Job, network: Network, table: Table, run: RunDirectory, progress: 
     model, batch = LatencyModel(network.graph, table.table), job.device.batch
     everything = {name: np.ones(size) for name, size in prunable_sizes(network.graph).items()}
     if not table.local:
-        progress.say(f"NOTE: {table.device.label} is not attached: its latencies are MODELLED from its datasheet.")
+        progress.say(_not_timed(table))
         target_ms = job.target.resolve_ms(model.dense_ms, batch)
         solve(model, everything, target_ms)  # raises under the floor
         return Cost(model, None, target_ms, (), table.table.summary())
@@ -295,6 +309,15 @@ def cost(job: Job, network: Network, table: Table, run: RunDirectory, progress: 
     solve(calibrated, everything, target_ms)
     record = tuple((model.predict(widths), calibrated.predict(widths), ms) for widths, ms in points)
     return Cost(calibrated, clock, target_ms, record, table.table.summary())
+
+
+def _not_timed(table: Table) -> str:
+    """What a reader must know of latencies that no whole network here confirms."""
+    header, label = table.table.header, table.device.label
+    if header.source == "modelled":
+        return f"NOTE: {label} is not attached: its latencies are MODELLED from its datasheet."
+    where = "is not attached" if not table.device.attached else f"was timed with {header.backend}"
+    return f"NOTE: {label} {where}: latencies are PREDICTED from its table, and no whole network is timed here."
 
 
 def _time_whole_networks(

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from halp_iee.solve.eliminate import Elimination, Order
+from halp_iee.solve.eliminate import Elimination
 from halp_iee.solve.network import Cells
+from halp_iee.solve.order import Order
 
 _ITERATIONS = 50
 _STEPS = (1.02, 1.1, 1.5, 4.0, 20.0)

@@ -1,9 +1,10 @@
 """Exact minimisation of a sum of tables, one variable at a time (min-plus bucket elimination).
 
 A plan is made once: at each step the variable whose elimination makes the smallest table goes next
-(greedy min-weight order). A variable that is tied to two others by a sum need not be enumerated beside
-them: it is replaced by what the two others leave open. Where a table would grow over ``cap`` entries,
-the step is split into several smaller ones that are minimised apart (mini-buckets): the result is
+(greedy min-weight order, ``order``). A variable that is tied to two others by a sum need not be enumerated
+beside them: it is replaced by what the two others leave open; two that meet nowhere else are added up (``sums``);
+an image, which stands for runs of another variable's widths, is replaced by that. Where a table would grow over
+``cap`` entries, the step is split into several smaller ones that are minimised apart (mini-buckets): the result is
 then a lower bound on the minimum, which is the side that a bound on importance needs.
 
 Bucket elimination and mini-buckets: R. Dechter, Artificial Intelligence 113 (1999); R. Dechter and
@@ -13,81 +14,14 @@ I. Rish, Journal of the ACM 50 (2003).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from halp_iee.solve.network import Cells, Relation
-
-Scope = tuple[int, ...]
-
-
-def _joined(
-    v: int, live: Mapping[int, Scope], relations: Mapping[int, Relation], sizes: Sequence[int]
-) -> tuple[int, int, set[int]]:
-    """Entries of the table that joins all that touches ``v``, of its substitution, and the variables left."""
-    others = {u for scope in live.values() if v in scope for u in scope}
-    tied = [{r.a, r.b, r.total} for r in relations.values() if v in (r.a, r.b, r.total)]
-    for variables in tied[1:]:
-        others |= variables
-    others.discard(v)
-    own = math.prod(sizes[u] for u in others) * sizes[v]
-    if not tied:
-        return own, 0, others
-    others |= tied[0] - {v}
-    return own, math.prod(sizes[u] for u in others), others
-
-
-@dataclass(frozen=True)
-class Order:
-    """Which variable to eliminate when.
-
-    Attributes:
-        variables: in order of elimination.
-        joins: per step, the variables of the joint table; and of its substitution, empty without one.
-    """
-
-    variables: tuple[int, ...]
-    joins: tuple[tuple[frozenset[int], frozenset[int]], ...]
-
-    def work(self, sizes: Sequence[int]) -> int:
-        """Entries of all tables of one pass, for variables of these sizes."""
-        return sum(
-            math.prod(sizes[u] for u in joint) + (math.prod(sizes[u] for u in left) if left else 0)
-            for joint, left in self.joins
-        )
-
-
-def elimination_order(sizes: Sequence[int], scopes: Sequence[Scope], relations: Sequence[Relation]) -> Order:
-    """Greedy: the variable whose joint table is smallest goes next; ties by index."""
-    live = dict(enumerate(scopes))
-    ties = dict(enumerate(relations))
-    weights: dict[int, int] = {}
-    remaining = set(range(len(sizes)))
-    stale = set(remaining)
-    order, joins = [], []
-    while remaining:
-        for v in stale & remaining:
-            own, substituted, _ = _joined(v, live, ties, sizes)
-            weights[v] = own + substituted
-        v = min(remaining, key=lambda u: (weights[u], u))
-        _, substituted, others = _joined(v, live, ties, sizes)
-        tied = [key for key, r in ties.items() if v in (r.a, r.b, r.total)]
-        gone = [slot for slot, scope in live.items() if v in scope]
-        joint = {v}.union(*(live[slot] for slot in gone))
-        for key in tied[1:]:
-            joint |= {ties[key].a, ties[key].b, ties[key].total}
-        order.append(v)
-        joins.append((frozenset(joint), frozenset(others) if tied else frozenset()))
-        for slot in gone:
-            del live[slot]
-        for key in tied:
-            del ties[key]
-        live[len(scopes) + v] = tuple(sorted(others))
-        remaining.discard(v)
-        stale = others
-    return Order(tuple(order), tuple(joins))
+from halp_iee.solve.order import Going, How, Live, Order, Scope
+from halp_iee.solve.sums import Addition, meet
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +30,8 @@ class Bucket:
 
     ``view``: per slot, the axis order and shape that align its table with ``scope``.
     ``pair``: the two variables that replace ``scope[0]`` by the relation, with the first cell of it that each
-    pair of their cells can meet and how many; None for a plain minimum.
+    pair of their cells can meet and how many. ``phi``: for an image and what it is the image of, the cell of the
+    first for each of the second's. ``addition``: how the bucket is added to the next one.
     """
 
     scope: Scope
@@ -105,7 +40,10 @@ class Bucket:
     shape: tuple[int, ...]
     result: int
     result_scope: Scope
+    how: How
     pair: tuple[int, int, np.ndarray, np.ndarray] | None
+    phi: np.ndarray | None
+    addition: Addition | None = None
 
 
 class Elimination:
@@ -113,82 +51,111 @@ class Elimination:
 
     Attributes:
         exact: False where mini-buckets were needed; then ``minimise`` gives a lower bound.
+        minima: whether every step is a minimum over tables or a substitution, with neither images nor sums.
         work: entries of all tables of one pass.
     """
 
     def __init__(self, cells: Cells, scopes: Sequence[Scope], order: Order, cap: int) -> None:
         self.sizes = cells.sizes
         self.exact = True
+        self.minima = True
         self.work = 0
+        self._cells, self._cap = cells, cap
+        self._live = Live(scopes, cells.network.relations, cells.network.images)
+        self._next = len(scopes)
         self._steps: list[tuple[int, tuple[Bucket, ...]]] = []
         self._masks: dict[int, np.ndarray] = {}
-        live = dict(enumerate(scopes))
-        relations = dict(enumerate(cells.network.relations))
+        self._gone: set[int] = set()
         for v in order.variables:
-            self._eliminate(v, cells, live, relations, cap)
+            self._eliminate(v)
+        # Where a sum of two was split, its other part was not named.
+        for v in range(len(self.sizes)):
+            self._eliminate(v)
+        del self._live, self._cells
 
-    def _eliminate(
-        self, v: int, cells: Cells, live: dict[int, Scope], relations: dict[int, Relation], cap: int
-    ) -> None:
-        inside = [slot for slot, scope in live.items() if v in scope]
-        tied = [key for key, r in relations.items() if v in (r.a, r.b, r.total)]
-        own, substituted, _ = _joined(v, live, relations, self.sizes)
-        ties = [relations.pop(key) for key in tied]
-        if own + substituted <= cap:
-            for relation in ties[1:]:
-                slot = self._new_slot(live)
-                live[slot] = (relation.a, relation.b, relation.total)
-                self._masks[slot] = _mask(cells, relation)
-                inside.append(slot)
-            parts = [inside]
-        else:
-            # A relation minimised apart from the tables says nothing: it is left out.
-            self.exact = False
-            ties = []
-            parts = []
-            for slot in sorted(inside, key=lambda s: -math.prod(self.sizes[u] for u in live[s])):
-                for part in parts:
-                    joint = {v, *live[slot]}.union(*(live[s] for s in part))
-                    if math.prod(self.sizes[u] for u in joint) <= cap:
-                        part.append(slot)
-                        break
-                else:
-                    parts.append([slot])
-        buckets = []
-        for part in parts:
-            buckets.append(self._bucket(v, part, cells, live, ties[0] if ties else None))
-            for slot in part:
-                del live[slot]
-            live[buckets[-1].result] = buckets[-1].result_scope
+    def _eliminate(self, v: int) -> None:
+        if v in self._gone:
+            return
+        going = self._live.going(v)
+        self._gone.add(v)
+        work = going.work(self.sizes)
+        if work > self._cap:
+            self._split(v)
+            return
+        self.work += work
+        self.minima &= going.how in ("plain", "relation")
+        for mask in going.masked:
+            slot = self._new_slot()
+            if isinstance(mask, Relation):
+                self._live.slots[slot] = (mask.a, mask.b, mask.total)
+                self._masks[slot] = _mask(self._cells, mask)
+            else:
+                self._live.slots[slot] = mask
+                phi = self._cells.image(*mask)
+                self._masks[slot] = np.where(phi[:, None] == np.arange(self.sizes[mask[1]]), 0.0, np.inf)
+        buckets = [self._bucket(v, self._live.inside(v), going)]
+        if going.how == "add":
+            self._gone.add(going.partner)
+            other = self._bucket(going.partner, self._live.inside(going.partner), None)
+            relation = going.relation
+            assert relation is not None
+            context = sorted(going.left - {relation.total})
+            addition = Addition.plan(self._cells, relation, v, going.partner, buckets[0].scope, other.scope, context)
+            buckets = [replace(buckets[0], addition=addition, result_scope=addition.scope), other]
         self._steps.append((v, tuple(buckets)))
+        self._live.remove(v, going, buckets[0].result)
+        self._live.slots[buckets[0].result] = buckets[0].result_scope
 
-    def _new_slot(self, live: dict[int, Scope]) -> int:
-        self._next = max(getattr(self, "_next", -1), max(live, default=-1)) + 1
-        return self._next
+    def _split(self, v: int) -> None:
+        """Mini-buckets. A relation or an image minimised apart from the tables says nothing: it is left out."""
+        self.exact = False
+        live = self._live
+        parts: list[list[int]] = []
+        for slot in sorted(live.inside(v), key=lambda s: -math.prod(self.sizes[u] for u in live.slots[s])):
+            for part in parts:
+                joint = {v, *live.slots[slot]}.union(*(live.slots[s] for s in part))
+                if math.prod(self.sizes[u] for u in joint) <= self._cap:
+                    part.append(slot)
+                    break
+            else:
+                parts.append([slot])
+        buckets = tuple(self._bucket(v, part, None) for part in parts)
+        self.work += sum(math.prod(bucket.shape) for bucket in buckets)
+        self._steps.append((v, buckets))
+        live.remove(v, Going("plain", frozenset(), frozenset()), -1)
+        del live.slots[-1]
+        live.slots.update({bucket.result: bucket.result_scope for bucket in buckets})
 
-    def _bucket(
-        self, v: int, part: list[int], cells: Cells, live: dict[int, Scope], relation: Relation | None
-    ) -> Bucket:
-        others = sorted({u for slot in part for u in live[slot]} - {v})
-        pair = None
+    def _new_slot(self) -> int:
+        self._next += 1
+        return self._next - 1
+
+    def _bucket(self, v: int, part: list[int], going: Going | None) -> Bucket:
+        scopes = self._live.slots
+        others = sorted({u for slot in part for u in scopes[slot]} - {v})
+        how = "plain" if going is None else going.how
+        pair, phi = None, None
         result_scope = tuple(others)
-        if relation is not None:
+        if going is not None and how == "relation":
+            relation = going.relation
+            assert relation is not None
             x, y = (u for u in (relation.a, relation.b, relation.total) if u != v)
             # The joint table needs x and y first so that the substitution can index them.
             others = [u for u in (x, y) if u in others] + [u for u in others if u not in (x, y)]
-            first, count = _meet(cells, relation, v)
+            first, count = meet(self._cells, relation, v)
             pair = (x, y, first, count)
             result_scope = (x, y, *(u for u in others if u not in (x, y)))
-            self.work += math.prod(self.sizes[u] for u in result_scope)
+        elif going is not None and how in ("expand", "collapse"):
+            result_scope = (going.partner, *others)
+            phi = self._cells.image(going.partner, v) if how == "expand" else self._cells.image(v, going.partner)
         scope = (v, *others)
         views = []
         for slot in part:
-            source = live[slot]
+            source = scopes[slot]
             axes = tuple(source.index(u) for u in scope if u in source)
             views.append((axes, tuple(self.sizes[u] if u in source else 1 for u in scope)))
         shape = tuple(self.sizes[u] for u in scope)
-        self.work += math.prod(shape)
-        return Bucket(scope, tuple(part), tuple(views), shape, self._new_slot(live), result_scope, pair)
+        return Bucket(scope, tuple(part), tuple(views), shape, self._new_slot(), result_scope, how, pair, phi)
 
     def minimise(self, tables: Sequence[np.ndarray]) -> tuple[float, np.ndarray]:
         """Least sum of the tables, and a cell for every variable that reaches it.
@@ -205,11 +172,12 @@ class Elimination:
         joints: list[list[np.ndarray]] = []
         total = 0.0
         for _, buckets in self._steps:
-            joints.append([])
-            for bucket in buckets:
-                joint = _join(bucket, slots)
-                joints[-1].append(joint)
-                result = joint.min(axis=0) if bucket.pair is None else _substitute(bucket, joint)
+            joints.append([_join(bucket, slots) for bucket in buckets])
+            for bucket, joint in zip(buckets, joints[-1], strict=True):
+                if bucket.addition is not None:
+                    slots[bucket.result] = bucket.addition.add(joints[-1][0], joints[-1][1])
+                    break
+                result = _reduce(bucket, joint)
                 slots[bucket.result] = result
                 if not bucket.result_scope:
                     total += float(result)
@@ -247,43 +215,92 @@ class Elimination:
         assert self.exact
         total, joints, slots = self._forward(tables)
         outside: dict[int, np.ndarray] = {}
-        scopes = {bucket.result: bucket.result_scope for _, (bucket,) in self._steps}
+        scopes = {buckets[0].result: buckets[0].result_scope for _, buckets in self._steps}
         steps = []
-        for (_, (bucket,)), (joint,) in zip(reversed(self._steps), reversed(joints), strict=True):
+        for (_, buckets), parts in zip(reversed(self._steps), reversed(joints), strict=True):
+            bucket = buckets[0]
             if bucket.result_scope:
                 beyond = outside.pop(bucket.result)
             else:
                 beyond = np.asarray(total - float(slots[bucket.result]))
-            if bucket.pair is None:
-                whole = joint + beyond
+            if bucket.addition is None:
+                wholes = [_whole(bucket, parts[0], beyond)]
             else:
-                whole = joint + _spread(bucket, beyond, joint.shape)
-            steps.append((bucket, whole, beyond))
-            for slot in bucket.slots:
-                scope = scopes.get(slot)
-                if not scope:
-                    continue
-                away = tuple(axis for axis, u in enumerate(bucket.scope) if u not in scope)
-                left = [u for u in bucket.scope if u in scope]
-                least = whole.min(axis=away).transpose([left.index(u) for u in scope])
-                finite = np.isfinite(slots[slot])
-                outside[slot] = np.where(finite, least - np.where(finite, slots[slot], 0.0), np.inf)
+                wholes = list(bucket.addition.wholes(parts[0], parts[1], beyond))
+            for bucket, whole in zip(buckets, wholes, strict=True):
+                steps.append((bucket, whole, beyond))
+                for slot in bucket.slots:
+                    scope = scopes.get(slot)
+                    if not scope:
+                        continue
+                    away = tuple(axis for axis, u in enumerate(bucket.scope) if u not in scope)
+                    left = [u for u in bucket.scope if u in scope]
+                    least = whole.min(axis=away).transpose([left.index(u) for u in scope])
+                    finite = np.isfinite(slots[slot])
+                    outside[slot] = np.where(finite, least - np.where(finite, slots[slot], 0.0), np.inf)
         return steps, total, slots
 
     def _trace_back(self, joints: list[list[np.ndarray]]) -> np.ndarray:
         chosen = np.zeros(len(self.sizes), dtype=np.int64)
         for (v, buckets), tables in zip(reversed(self._steps), reversed(joints), strict=True):
+            columns = [
+                joint[(slice(None), *(int(chosen[u]) for u in bucket.scope[1:]))]
+                for bucket, joint in zip(buckets, tables, strict=True)
+            ]
+            first = buckets[0] if buckets else None
+            if first is not None and first.addition is not None:
+                total = int(chosen[first.result_scope[0]])
+                chosen[v], chosen[buckets[1].scope[0]] = first.addition.parts(columns[0], columns[1], total)
+                continue
             column = np.zeros(self.sizes[v])
-            for bucket, joint in zip(buckets, tables, strict=True):
-                column = column + joint[(slice(None), *(int(chosen[u]) for u in bucket.scope[1:]))]
-                if bucket.pair is not None:
-                    x, y, first, count = bucket.pair
-                    start = first[chosen[x], chosen[y]]
-                    outside = np.ones(len(column), dtype=bool)
-                    outside[start : start + count[chosen[x], chosen[y]]] = False
-                    column[outside] = np.inf
+            for bucket, part in zip(buckets, columns, strict=True):
+                column = column + part
+                open_ = _open(bucket, chosen)
+                if open_ is not None:
+                    column[~open_] = np.inf
             chosen[v] = int(np.argmin(column))
         return chosen
+
+
+def _reduce(bucket: Bucket, joint: np.ndarray) -> np.ndarray:
+    """What a step hands on of its joint table."""
+    if bucket.how == "relation":
+        return _substitute(bucket, joint)
+    if bucket.phi is None:
+        return joint.min(axis=0)
+    if bucket.how == "expand":
+        return joint[bucket.phi]
+    return np.minimum.reduceat(joint, _runs(bucket.phi), axis=0)
+
+
+def _whole(bucket: Bucket, joint: np.ndarray, beyond: np.ndarray) -> np.ndarray:
+    """The joint table with the least of what lies beyond its result, at every entry."""
+    if bucket.how == "relation":
+        return joint + _spread(bucket, beyond, joint.shape)
+    if bucket.phi is None:
+        return joint + beyond
+    if bucket.how == "expand":
+        return joint + np.minimum.reduceat(beyond, _runs(bucket.phi), axis=0)
+    return joint + beyond[bucket.phi]
+
+
+def _open(bucket: Bucket, chosen: np.ndarray) -> np.ndarray | None:
+    """Which cells of ``scope[0]`` go with what is chosen already; None: all."""
+    cells = np.arange(bucket.shape[0])
+    if bucket.pair is not None:
+        x, y, first, count = bucket.pair
+        start = first[chosen[x], chosen[y]]
+        return (cells >= start) & (cells < start + count[chosen[x], chosen[y]])
+    if bucket.phi is None:
+        return None
+    if bucket.how == "expand":
+        return cells == bucket.phi[chosen[bucket.result_scope[0]]]
+    return bucket.phi == chosen[bucket.result_scope[0]]
+
+
+def _runs(phi: np.ndarray) -> np.ndarray:
+    """Where each cell of an image begins."""
+    return np.flatnonzero(np.diff(phi, prepend=-1))
 
 
 def _join(bucket: Bucket, slots: dict[int, np.ndarray]) -> np.ndarray:
@@ -338,28 +355,9 @@ def _spread(bucket: Bucket, beyond: np.ndarray, shape: tuple[int, ...]) -> np.nd
     return result
 
 
-def _meet(cells: Cells, relation: Relation, v: int) -> tuple[np.ndarray, np.ndarray]:
-    """For the cells of the two variables other than ``v``: the first cell of ``v`` that some pair of their
-    entries leaves open, and how many (they are neighbours)."""
-    ends = {
-        u: cells.channels(u, per)
-        for u, per in ((relation.a, relation.per_a), (relation.b, relation.per_b), (relation.total, 1))
-    }
-    x, y = (u for u in (relation.a, relation.b, relation.total) if u != v)
-    if v == relation.total:
-        low = ends[x][0][:, None] + ends[y][0][None, :]
-        high = ends[x][1][:, None] + ends[y][1][None, :]
-    else:  # v = total - other; y is the total
-        low = ends[y][0][None, :] - ends[x][1][:, None]
-        high = ends[y][1][None, :] - ends[x][0][:, None]
-    first = np.searchsorted(ends[v][1], low, side="left")
-    stop = np.searchsorted(ends[v][0], high, side="right")
-    return first, np.maximum(stop - first, 0)
-
-
 def _mask(cells: Cells, relation: Relation) -> np.ndarray:
     """0 where cells of (a, b, total) can meet, else +inf."""
-    first, count = _meet(cells, relation, relation.total)
+    first, count = meet(cells, relation, relation.total)
     total = np.arange(cells.sizes[relation.total])
     inside = (total >= first[..., None]) & (total < (first + count)[..., None])
     return np.where(inside, 0.0, np.inf)

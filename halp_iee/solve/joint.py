@@ -20,10 +20,10 @@ from functools import cache
 import numpy as np
 
 from halp_iee.solve.dual import DualResult, Oracle, minimise_dual
-from halp_iee.solve.eliminate import elimination_order
 from halp_iee.solve.halp import solve_halp
 from halp_iee.solve.labels import TooManyLabelsError, closable, close
-from halp_iee.solve.network import Network, cell_starts, compile_network, cut, restrict
+from halp_iee.solve.network import Network, cell_starts, compile_network, cut, restrict, with_images
+from halp_iee.solve.order import elimination_order
 from halp_iee.solve.problem import Problem
 from halp_iee.solve.search import Search
 
@@ -35,6 +35,13 @@ _QUICK_WORK = 300_000
 """The same for the first look."""
 _SAMPLE = 24
 """Widths a variable for that look, where no sums need all of them."""
+_BESIDE = 8
+"""Cells of a group that is in no sum, to one of a sum's image: its layouts differ from one width to the next."""
+_FIRST_SUM_WORK = 12_000_000
+_SUM_WORK = 50_000_000
+"""Table entries of one pass where sums have images: most of them are added up in cache."""
+_SPARE = 0.01
+"""Share of the budget up to which the couplings of sums that are left out may be optimistic."""
 _LAST = 4
 """Choices of the dual that are looked at."""
 _TOTAL_WORK = 800_000_000
@@ -65,17 +72,20 @@ class Solved:
 def coarse_oracle(network: Network, work: int = _PASS_WORK, near: np.ndarray | None = None) -> Oracle:
     """The finest cells with which one pass stays within ``work``, tight around the widths ``near``.
 
-    Variables in sums are coarsened last: the sum of two intervals is wider than either, so wide cells
-    lose more there.
+    Where sums are to be coarse, the tables see images of them, and those become coarse first: the sum of two intervals
+    is wider than either, so wide cells of a sum's parts lose more.
     """
-    tied = network.in_relations
     sizes = [len(variable.grid) for variable in network.variables]
     order = elimination_order(sizes, network.scopes, network.relations)
+    if order.work(sizes) > work and network.relations:
+        network = with_images(network, _SPARE * network.problem.budget_ms)
+        sizes = [len(variable.grid) for variable in network.variables]
+        order = elimination_order(sizes, network.scopes, network.relations, network.images)
+    tied, images = network.in_relations, {image: v for v, image in network.images}
     levels = [
         max(sizes),
         *(most for most in (512, 256, 128, 96, 64, 48, 32, 24, 16, 12, 8) if most < max(sizes)),
     ]
-
     reference = None
     if near is not None:
         reference = np.array(
@@ -92,8 +102,16 @@ def coarse_oracle(network: Network, work: int = _PASS_WORK, near: np.ndarray | N
     def starts_of(v: int, most: int) -> np.ndarray:
         return cell_starts(network.variables[v], most, None if reference is None else int(reference[v]))
 
+    @cache
     def starts(tied_most: int, most: int) -> tuple[np.ndarray, ...]:
-        return tuple(starts_of(v, tied_most if v in tied else most) for v in range(len(sizes)))
+        found = [
+            starts_of(v, tied_most if v in tied else most if v in images else _BESIDE * most)
+            for v in range(len(sizes))
+        ]  # fmt: skip
+        for image, v in images.items():
+            # An image's cells are made of whole ones of what it is the image of.
+            found[v] = np.union1d(found[v], found[image])
+        return tuple(found)
 
     def fits(cut_at: tuple[np.ndarray, ...]) -> bool:
         return order.work([len(start) for start in cut_at]) <= work
@@ -226,6 +244,8 @@ class _Branch:
     def _open(self, network: Network, above: float, tolerance: float) -> list[tuple[float, Network]]:
         near = None if self.point is None else self.search.widths(self.point)
         pass_work = _PASS_WORK if near is None else _FINE_WORK * len(network.variables)
+        if network.relations:
+            pass_work = _FIRST_SUM_WORK if near is None else _SUM_WORK
         oracle, result, work = relax(network, self.problem.ceiling_ms, near, pass_work, self.price)
         if math.isfinite(result.bound):
             self.price = result.price
@@ -240,7 +260,7 @@ class _Branch:
             return []
         if self._within(bound, tolerance):
             return [(bound, network)]
-        child = self._rule_out(oracle, result)
+        child = self._rule_out(network, oracle, result)
         if child is None:
             return []
         count = len(self.problem.groups)
@@ -296,11 +316,11 @@ class _Branch:
                 break
         return bound
 
-    def _rule_out(self, oracle: Oracle, result: DualResult) -> Network | None:
+    def _rule_out(self, network: Network, oracle: Oracle, result: DualResult) -> Network | None:
         """What is left when every cell that cannot beat the answer is gone; None when nothing is."""
         cells = oracle.cells
         if not oracle.elimination.exact:
-            return cells.network
+            return network
         self.work += 4 * oracle.elimination.work
         fastest = oracle.fastest()
         # The answer's own cells go too: only what is better is looked for.
@@ -313,7 +333,11 @@ class _Branch:
             if not alive.any():
                 return None
             kept.append(cells.members(v, np.flatnonzero(alive)))
-        return restrict(cells.network, kept)
+        for v, image in cells.network.images:
+            kept[v] = np.intersect1d(kept[v], kept[image], assume_unique=True)
+            if not len(kept[v]):
+                return None
+        return restrict(network, kept[: len(network.variables)])
 
     def _try_all(self, network: Network) -> None:
         count = len(self.problem.groups)

@@ -110,7 +110,8 @@ def close(oracle: Oracle, price: float, budget_ms: float, above: float, most: in
 
 def closable(oracle: Oracle) -> bool:
     """Whether ``close`` can read this: cells of single widths, and an exact plan."""
-    return oracle.elimination.exact and oracle.cells.exact
+    plan = oracle.elimination
+    return plan.exact and plan.minima and oracle.cells.exact
 
 
 class _Pass:

@@ -1,8 +1,8 @@
 """A training run on disk: one safetensors file, written whole or not at all.
 
 Tensors are named `model/...` (parameters and buffers, at the size that they have now), `average/...`
-(likewise), `optimizer/PARAMETER//SLOT`, `method/...` and `rng/PROCESS/...`; the rest is JSON in the file's metadata.
-Reading runs no code.
+(likewise), `optimizer/PARAMETER//SLOT`, `method/...`, `examples/...` and `rng/PROCESS/...`; the rest is JSON
+in the file's metadata. Reading runs no code.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class Checkpoint:
         method: state of the method, or None.
         rng: state of the generators of every process.
         average: name -> tensor of the running average; empty if there was none.
+        examples: what is known of every training example; empty if nothing is noted.
     """
 
     position: Mapping[str, Any]
@@ -49,6 +50,7 @@ class Checkpoint:
     method: Mapping[str, Any] | None
     rng: Sequence[Generators]
     average: Mapping[str, Tensor] = field(default_factory=dict)
+    examples: Mapping[str, Tensor] = field(default_factory=dict)
     path: Path = field(default=Path())
 
 
@@ -62,6 +64,7 @@ def write(
     fingerprint: Mapping[str, str],
     rng: Sequence[Generators],
     average: nn.Module | None = None,
+    examples: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a checkpoint; a crash at any moment leaves the old file or the new one.
 
@@ -83,6 +86,7 @@ def write(
         tensors |= {f"rng/{number}/{name}": tensor for name, tensor in states.items()}
     if average is not None:
         tensors |= {f"average/{name}": tensor for name, tensor in _named_tensors(average).items()}
+    tensors |= {f"examples/{name}": tensor for name, tensor in (examples or {}).items()}
     record = {
         "position": position,
         "fingerprint": dict(fingerprint),
@@ -133,6 +137,7 @@ def read(path: Path) -> Checkpoint:
             method=None if method is None else {"tensors": parts["method"], "meta": method["meta"]},
             rng=[(_under(parts["rng"], f"{number}/"), meta) for number, meta in enumerate(record["rng"])],
             average=parts["average"],
+            examples=parts["examples"],
             path=path,
         )
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
@@ -221,7 +226,8 @@ def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _by_prefix(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    parts: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimizer": {}, "method": {}, "rng": {}}
+    names = ("model", "average", "optimizer", "method", "examples", "rng")
+    parts: dict[str, dict[str, Tensor]] = {name: {} for name in names}
     for key, tensor in tensors.items():
         part, name = key.split("/", 1)
         parts[part][name] = tensor

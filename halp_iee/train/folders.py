@@ -111,6 +111,7 @@ class FolderSplit:
         augment: bool = False,
         start_batch: int = 0,
         part: tuple[int, int] = (0, 1),
+        only: np.ndarray | None = None,
     ) -> Iterator[Batch]:
         """See `Split.batches`.
 
@@ -118,8 +119,9 @@ class FolderSplit:
             DataError: an image cannot be read; names it.
         """
         order = batch_indices(
-            len(self), batch_size, epoch=epoch, seed=seed, shuffle=shuffle, start_batch=start_batch, part=part
-        )
+            len(self), batch_size, epoch=epoch, seed=seed, shuffle=shuffle, start_batch=start_batch, part=part,
+            only=only,
+        )  # fmt: skip
         workers = min(8, os.cpu_count() or 1) if len(self) >= _WORKERS_FROM else 0
         loader: DataLoader[Any] = DataLoader(
             ImageFiles(self.files, self.size, seed, epoch, augment),

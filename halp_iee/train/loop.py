@@ -11,20 +11,21 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from halp_iee.errors import CheckpointError, TrainingError, UsageError
-from halp_iee.train import checkpoint as checkpoints
+from halp_iee.errors import TrainingError, UsageError
 from halp_iee.train import randomness
 from halp_iee.train.average import Average
 from halp_iee.train.evaluation import evaluate
 from halp_iee.train.events import EventLog
 from halp_iee.train.fingerprint import fingerprint
+from halp_iee.train.forgetting import TwoPhases
 from halp_iee.train.interrupt import interrupt_flag
 from halp_iee.train.method import Method
 from halp_iee.train.objective import Objective
@@ -32,7 +33,8 @@ from halp_iee.train.optimizer import make_optimizer
 from halp_iee.train.position import EpochRecord, History, Position, Progress
 from halp_iee.train.processes import Processes, shared_statistics, wrapped
 from halp_iee.train.recipe import Recipe
-from halp_iee.train.records import Data, steps_per_epoch
+from halp_iee.train.records import Data, batch_indices
+from halp_iee.train.running import Running
 
 CHECKPOINT = "checkpoint.safetensors"
 _LEAST_SCALE = 2.0**-10  # of the loss in fp16: gradients that overflow even so are not finite at all
@@ -99,7 +101,7 @@ def fit(
     optimizer = optimizer or make_optimizer(model, recipe)
     processes.same_values(model)
     log = events or EventLog(None)
-    run = _Run(model, data, recipe, method, optimizer, log, torch.device(device), processes)
+    run = Running(model, data, recipe, method, optimizer, log, torch.device(device), processes)
     if _fast_with_channels_last(model, run.device, recipe):
         run.layout = torch.channels_last
         model.to(memory_format=torch.channels_last)
@@ -109,6 +111,8 @@ def fit(
         run.average = Average(model, recipe.ema_decay)
         if method is not None:
             method.follow(run.average.module)
+    if recipe.informative_after is not None:
+        run.examples = TwoPhases(recipe, len(data.train), processes)
     if recipe.precision == "fp16":
         run.scaler = torch.amp.GradScaler(run.device.type)
     if checkpoint_dir is not None:
@@ -167,75 +171,8 @@ def _check(
         )
 
 
-@dataclass
-class _Run:
-    """The parts of a run and where it stands. Parameters are never kept: a method may replace them."""
-
-    model: nn.Module
-    data: Data
-    recipe: Recipe
-    method: Method | None
-    optimizer: torch.optim.Optimizer
-    events: EventLog
-    device: torch.device
-    processes: Processes
-    objective: Objective = field(init=False)
-    identity: Mapping[str, str] = field(default_factory=dict)
-    file: Path | None = None
-    at: Position = field(default_factory=Position)
-    average: Average | None = None
-    scaler: torch.amp.GradScaler | None = None
-    wrapper: nn.Module | None = None
-    layout: torch.memory_format | None = None  # of images and weights, where it is not the usual one
-    unused: bool = True  # whether some parameters may get no gradient; known after the first step
-
-    @property
-    def averaged(self) -> nn.Module | None:
-        return None if self.average is None else self.average.module
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return steps_per_epoch(len(self.data.train), self.recipe.batch_size)
-
-    def resume(self) -> int | None:
-        """Go to where the checkpoint says, if there is one; the step, or None."""
-        if self.file is None or not self.processes.share(self.file.exists()):
-            self.events.rewind(None)
-            return None
-        saved = checkpoints.read(self.file)
-        checkpoints.check_same_run(saved, self.identity)
-        checkpoints.restore(saved, self.model, self.optimizer, self.method, self.averaged)
-        try:
-            position = dict(saved.position)
-            scale = position.pop("scale", None)
-            self.at = Position(**position)
-            self.at.check()
-            if self.scaler is not None:
-                self.scaler.load_state_dict(scale or {})
-            randomness.restore(*saved.rng[self.processes.rank])
-        except (TypeError, ValueError, KeyError, RuntimeError, IndexError) as error:
-            raise CheckpointError(
-                f"the checkpoint {self.file} cannot be read", str(error), "delete it to start anew"
-            ) from error
-        self.events.rewind(self.at.step)
-        return self.at.step
-
-    def save(self) -> None:
-        if self.file is None:
-            return
-        generators = self.processes.gather(randomness.state())
-        if self.processes.first:
-            position = asdict(self.at)
-            if self.scaler is not None:
-                position["scale"] = self.scaler.state_dict()
-            checkpoints.write(
-                self.file, self.model, self.optimizer, self.method, average=self.averaged,
-                position=position, fingerprint=self.identity, rng=generators,
-            )  # fmt: skip
-
-
 def _train(
-    run: _Run,
+    run: Running,
     progress: Callable[[Progress], object] | None,
     stop_after: int | None,
     every: tuple[int | None, float],
@@ -247,10 +184,14 @@ def _train(
     while at.epoch < recipe.epochs:
         batches = data.train.batches(
             recipe.batch_size, epoch=at.epoch, seed=recipe.seed, shuffle=True,
-            augment=recipe.augment, start_batch=at.batch, part=run.processes.part,
+            augment=recipe.augment, start_batch=at.batch, part=run.processes.part, only=run.only,
+        )  # fmt: skip
+        which = batch_indices(
+            len(data.train), recipe.batch_size, epoch=at.epoch, seed=recipe.seed, shuffle=True,
+            start_batch=at.batch, part=run.processes.part, only=run.only,
         )  # fmt: skip
         since = time.perf_counter()
-        for images, labels in batches:
+        for (images, labels), indices in zip(batches, which, strict=True):
             if stop_after is not None and at.step >= stop_after:
                 run.save()
                 return True
@@ -258,11 +199,12 @@ def _train(
             if run.layout is not None and images.dim() == 4:
                 images = images.contiguous(memory_format=run.layout)
             due = time.monotonic() - saved_s > every[1]
-            loss, lr, ending, due = _step(run, images.to(run.device), labels.to(run.device), interrupted, due)
+            images, labels = images.to(run.device), labels.to(run.device)
+            loss, lr, ending, due = _step(run, images, labels, indices, interrupted, due)
             now = time.perf_counter()
             _count_seconds(at, phase, now - since)
             since = now
-            last = at.batch == run.steps_per_epoch
+            last = at.batch == run.steps_now
             if last:
                 _end_epoch(run, lr)
                 since = time.perf_counter()
@@ -285,16 +227,18 @@ def _count_seconds(at: Position, phase: str, seconds: float) -> None:
 
 
 def _step(
-    run: _Run, images: Tensor, labels: Tensor, interrupted: threading.Event, due: bool
+    run: Running, images: Tensor, labels: Tensor, indices: np.ndarray, interrupted: threading.Event, due: bool
 ) -> tuple[float, float, bool, bool]:
     """One optimizer step; the loss before it, the learning rate, and whether any process is to end, or to save."""
     at, recipe, optimizer, scaler = run.at, run.recipe, run.optimizer, run.scaler
-    lr = recipe.lr_at(at.step, run.steps_per_epoch)
+    lr = recipe.lr_at(run.gone, run.steps_per_epoch)
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.zero_grad(set_to_none=True)
-    size = min(recipe.batch_size, len(run.data.train))
-    loss_sum, hits = _gradients(run, images, labels, size)
+    loss_sum, right = _gradients(run, images, labels, min(recipe.batch_size, run.size))
+    hits = int(right.sum())
+    if run.examples is not None:
+        run.examples.observe(indices, right)
     sums = run.processes.total(loss_sum, hits, len(labels), interrupted.is_set(), due)
     loss_sum, found, seen, ends, saves = sums
     value = loss_sum / seen
@@ -335,13 +279,14 @@ def _step(
     return value, lr, ends > 0, saves > 0
 
 
-def _gradients(run: _Run, images: Tensor, labels: Tensor, size: int) -> tuple[float, int]:
-    """Leave the gradient of the mean loss over the whole batch of `size` in place; loss and hits of this part."""
+def _gradients(run: Running, images: Tensor, labels: Tensor, size: int) -> tuple[float, Tensor]:
+    """Leave the gradient of the mean loss over the whole batch of `size` in place; this part's loss, and its hits."""
     recipe, world = run.recipe, run.processes.world
     if run.wrapper is None:
         run.wrapper = wrapped(run.model, run.processes, run.unused)
     reduced = torch.bfloat16 if recipe.precision == "bf16" else torch.float16
-    loss_sum, hits = 0.0, 0
+    loss_sum = 0.0
+    right: list[Tensor] = []
     parts = list(zip(images.tensor_split(recipe.accumulate), labels.tensor_split(recipe.accumulate), strict=True))
     for number, (some, their) in enumerate(parts):
         with ExitStack() as during:
@@ -354,13 +299,13 @@ def _gradients(run: _Run, images: Tensor, labels: Tensor, size: int) -> tuple[fl
             mean = loss * (world / size)
             (mean if run.scaler is None else run.scaler.scale(mean)).backward()
         loss_sum += float(loss.detach())
-        hits += int((logits.detach().argmax(1) == their).sum())
+        right.append(logits.detach().argmax(1) == their)
     if world > 1 and run.unused and all(p.grad is not None for p in run.model.parameters() if p.requires_grad):
         run.unused, run.wrapper = False, None
-    return loss_sum, hits
+    return loss_sum, torch.cat(right)
 
 
-def _not_finite(run: _Run, why: str, lr: float) -> TrainingError:
+def _not_finite(run: Running, why: str, lr: float) -> TrainingError:
     kept = f"; the last checkpoint is in {run.file}" if run.file is not None and run.file.exists() else ""
     place = f"in epoch {run.at.epoch + 1}, step {run.at.step + 1}, at learning rate {lr:.3g}"
     return TrainingError(
@@ -368,7 +313,7 @@ def _not_finite(run: _Run, why: str, lr: float) -> TrainingError:
     )
 
 
-def _end_epoch(run: _Run, lr: float) -> None:
+def _end_epoch(run: Running, lr: float) -> None:
     at, recipe = run.at, run.recipe
     since = time.perf_counter()
     result = None
@@ -391,12 +336,18 @@ def _end_epoch(run: _Run, lr: float) -> None:
     at.epochs.append(asdict(record))
     run.events.log("epoch", **asdict(record))
     at.epoch, at.batch = at.epoch + 1, 0
+    if run.examples is not None and run.examples.end_epoch(at.epoch):
+        kept, left = run.size, recipe.epochs - at.epoch
+        run.events.log("informative", kept=kept, of=len(run.data.train))
+        if run.method is not None:
+            run.method.expect(left * run.steps_now)
     at.loss_sum, at.hits, at.seen, at.epoch_seconds = 0.0, 0, 0, 0.0
     at.seconds += spent
 
 
-def _progress(run: _Run, loss: float, lr: float) -> Progress:
+def _progress(run: Running, loss: float, lr: float) -> Progress:
     at, recipe = run.at, run.recipe
     newest = next((e["test_top1"] for e in reversed(at.epochs) if e["test_top1"] is not None), None)
-    epoch = (at.step - 1) // run.steps_per_epoch + 1
-    return Progress(epoch, recipe.epochs, at.step, recipe.epochs * run.steps_per_epoch, loss, lr, newest)
+    steps = at.step + (recipe.epochs - at.epoch) * run.steps_now - at.batch
+    epoch = min(at.epoch + (at.batch > 0), recipe.epochs)
+    return Progress(epoch, recipe.epochs, at.step, steps, loss, lr, newest)

@@ -55,6 +55,9 @@ class Method:
     def follow(self, average: nn.Module) -> None:
         """From now on keep `average`, a copy of the model, at the model's size, each value with its own."""
 
+    def expect(self, remaining: int) -> None:
+        """So many optimizer steps are left, which may be fewer than was thought; what is not over must end in them."""
+
     def state_dict(self) -> Mapping[str, Any]:
         """`{"tensors": {name: Tensor}, "meta": what JSON can hold}`."""
         return {"tensors": {}, "meta": {}}

@@ -39,6 +39,10 @@ class Recipe(BaseModel):
         distill: share of the loss that is the difference to the dense network's answers; 0: none.
         distill_temperature: at which the answers are compared.
         augment: random changes of the training images, of the kind that suits the data set.
+        informative_after: epochs after which training goes on with the informative examples alone: those that were
+            forgotten (right, then wrong) more than `informative_above` times, or never learned; None: with all of
+            them to the end. MEST's data efficiency (`train/forgetting.py`), with any method.
+        informative_above: as many events an example may have and still be left out.
         evaluate_every: epochs between evaluations on the test set; the last epoch is always evaluated.
         seed: of the order of the images, their augmentation, and all that draws in the network.
 
@@ -65,6 +69,8 @@ class Recipe(BaseModel):
     distill: float = Field(0.0, ge=0, le=1)
     distill_temperature: float = Field(4.0, gt=0, allow_inf_nan=False)
     augment: bool = True
+    informative_after: int | None = Field(None, ge=1)
+    informative_above: int = Field(0, ge=0)
     evaluate_every: int = Field(1, ge=1)
     seed: int = Field(0, ge=0, lt=2**32)
 
@@ -85,6 +91,12 @@ class Recipe(BaseModel):
                 f"accumulate={self.accumulate} parts of batch_size={self.batch_size} images would be empty",
                 "take fewer parts",
             )
+        if self.informative_after is not None and self.informative_after >= self.epochs:
+            raise UsageError(
+                "the recipe cannot be used",
+                f"informative_after={self.informative_after} leaves no second phase of epochs={self.epochs}",
+                "count for fewer epochs, or leave it out",
+            )
         if self.nesterov and self.optimizer == "sgd" and self.momentum == 0:
             raise UsageError("the recipe cannot be used", "nesterov needs momentum", "set nesterov=False")
 
@@ -99,8 +111,8 @@ class Recipe(BaseModel):
             raise UsageError("the recipe cannot be used", "an option's name is not text", "write option = value")
         return cls(**options)
 
-    def lr_at(self, step: int, steps_per_epoch: int) -> float:
-        """Learning rate of the step that follows `step` finished ones.
+    def lr_at(self, step: float, steps_per_epoch: int) -> float:
+        """Learning rate of the step that follows `step` finished ones (a fraction where an epoch has fewer steps).
 
         Source: warm-up of Goyal et al. 2017; cosine of Loshchilov and Hutter 2017, without restarts.
         """

@@ -28,6 +28,7 @@ class Split(Protocol):
         augment: bool = False,
         start_batch: int = 0,
         part: tuple[int, int] = (0, 1),
+        only: np.ndarray | None = None,
     ) -> Iterator[Batch]:
         """The batches of one epoch from number `start_batch` on.
 
@@ -40,6 +41,7 @@ class Split(Protocol):
                 only one); else the stored order, all images.
             part: (k, n): of every batch only the images k, k + n, k + 2n, ..., the share of one
                 process of n.
+            only: indices of the images that take part, in ascending order; None: all of them.
         """
         ...
 
@@ -89,13 +91,16 @@ def batch_indices(
     shuffle: bool,
     start_batch: int,
     part: tuple[int, int] = (0, 1),
+    only: np.ndarray | None = None,
 ) -> Iterator[np.ndarray]:
     """Indices of the images of every batch, as `Split.batches` describes."""
+    size = size if only is None else len(only)
     if shuffle:
         order = np.random.default_rng([seed, epoch, 0]).permutation(size)
         count = steps_per_epoch(size, batch_size)
     else:
         order = np.arange(size)
         count = -(-size // batch_size)
+    order = order if only is None else only[order]
     for number in range(start_batch, count):
         yield order[number * batch_size : (number + 1) * batch_size][part[0] :: part[1]]

@@ -54,14 +54,16 @@ class TensorSplit:
         augment: bool = False,
         start_batch: int = 0,
         part: tuple[int, int] = (0, 1),
+        only: np.ndarray | None = None,
     ) -> Iterator[Batch]:
         """See `Split.batches`."""
         # One row of draws for every image, whether this call comes to it or not: row i is the same
         # wherever in the epoch the iteration begins.
         draws = torch.from_numpy(np.random.default_rng([seed, epoch, 1]).random((len(self), 6), dtype=np.float32))
         for indices in batch_indices(
-            len(self), batch_size, epoch=epoch, seed=seed, shuffle=shuffle, start_batch=start_batch, part=part
-        ):
+            len(self), batch_size, epoch=epoch, seed=seed, shuffle=shuffle, start_batch=start_batch, part=part,
+            only=only,
+        ):  # fmt: skip
             rows = torch.from_numpy(indices)
             images = (self.images[rows].float() - self._mean) / self._std
             if augment and self.augmentation != "none":

@@ -22,6 +22,7 @@ ACTIVATIONS = (
 )  # fmt: skip
 _FUSABLE = frozenset({*ACTIVATIONS, "add"})
 _MAX_CHANNELS = 1 << 20
+_MAX_LAYERS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -164,34 +165,44 @@ class KernelRange:
     """The widths at which a network may need one kernel, both ends included.
 
     An axis whose ends are equal is fixed: only that width is measured.
+
+    Attributes:
+        kernel: what runs.
+        c_in, c_out: least and most channels.
+        layers: how many layers run it, so that a backend can tell how much memory the network touches.
     """
 
     kernel: Kernel
     c_in: tuple[int, int]
     c_out: tuple[int, int]
+    layers: int = 1
 
     def __post_init__(self) -> None:
         for name in ("c_in", "c_out"):
             low, high = getattr(self, name)
             if not 1 <= low <= high <= _MAX_CHANNELS:
                 raise _bad(f"{name} of {self.kernel.key!r} is {low} to {high}")
+        if not 1 <= self.layers <= _MAX_LAYERS:
+            raise _bad(f"{self.kernel.key!r} is in {self.layers} layers")
 
     def to_json(self) -> dict[str, Any]:
-        return {"kernel": self.kernel.to_json(), "c_in": list(self.c_in), "c_out": list(self.c_out)}
+        ends = {"c_in": list(self.c_in), "c_out": list(self.c_out)}
+        return {"kernel": self.kernel.to_json(), **ends, "layers": self.layers}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> KernelRange:
         """Raises TableError where ``data`` is not what ``to_json`` writes."""
         try:
             (a, b), (c, d) = data["c_in"], data["c_out"]
-            if not all(isinstance(v, int) and not isinstance(v, bool) for v in (a, b, c, d)):
+            layers = data.get("layers", 1)
+            if not all(isinstance(v, int) and not isinstance(v, bool) for v in (a, b, c, d, layers)):
                 raise TypeError
             kernel = data["kernel"]
             if not isinstance(kernel, Mapping):
                 raise TypeError
         except (KeyError, TypeError, ValueError) as e:
             raise _bad("an entry needs `kernel`, `c_in` and `c_out`, the last two as [low, high]") from e
-        return cls(Kernel.from_json(kernel), (a, b), (c, d))
+        return cls(Kernel.from_json(kernel), (a, b), (c, d), layers)
 
 
 def _fits(name: str, value: Any) -> bool:

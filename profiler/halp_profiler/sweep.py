@@ -1,4 +1,4 @@
-"""Decides what to measure: a coarse grid that knows the device's steps, then more where held-out points demand it."""
+"""Measures a table: a coarse grid, then more where held-out points demand it; see ``grid`` for which widths."""
 
 from __future__ import annotations
 
@@ -14,15 +14,12 @@ import numpy as np
 from halp_profiler import table as tables
 from halp_profiler.backends.base import Backend, Request
 from halp_profiler.errors import DeviceError, UsageError
+from halp_profiler.grid import coarse, crossing, draw, exhaustive, middles, mixed
 from halp_profiler.kernel import Kernel, KernelRange
-from halp_profiler.steps import Steps
 from halp_profiler.surface import HELD_OUT, Surface
 from halp_profiler.table import Point, PointKey
 
 MODES = ("adaptive", "exhaustive")
-Lines = tuple[list[int], list[int]]
-"""Of one axis: the widths without which nothing works, and the others of the coarse grid."""
-
 Progress = Callable[[int, int, float], None]
 """Called with (points done, points planned so far, seconds left)."""
 
@@ -58,7 +55,7 @@ class Result:
 
 
 def merged(ranges: Iterable[KernelRange]) -> tuple[KernelRange, ...]:
-    """One range a kernel, wide enough for all of its layers."""
+    """One range a kernel, wide enough for all of its layers, which are counted."""
     found: dict[Kernel, KernelRange] = {}
     for r in ranges:
         known = found.get(r.kernel, r)
@@ -66,6 +63,7 @@ def merged(ranges: Iterable[KernelRange]) -> tuple[KernelRange, ...]:
             r.kernel,
             (min(known.c_in[0], r.c_in[0]), max(known.c_in[1], r.c_in[1])),
             (min(known.c_out[0], r.c_out[0]), max(known.c_out[1], r.c_out[1])),
+            r.layers + (known.layers if r.kernel in found else 0),
         )
     return tuple(found.values())
 
@@ -108,6 +106,8 @@ def run(
     if time_budget_s is not None and not time_budget_s > 0:
         raise UsageError("The sweep cannot start", f"time_budget_s is {time_budget_s}", "Give seconds above 0")
     refused = {r.kernel.key: why for r in ranges if (why := backend.refusal(r.kernel))}
+    if expect := getattr(backend, "expect", None):
+        expect(ranges)
     companions = getattr(backend, "companions", None)
     beside = companions(ranges) if companions else []
     wanted = [r for r in merged([*ranges, *beside]) if r.kernel.key not in refused]
@@ -121,7 +121,7 @@ def run(
         )  # fmt: skip
     wanted = _that_run(log, wanted, refused)
     if mode == "exhaustive":
-        complete = log.measure([q for r in wanted for q in _exhaustive(r)], must=True)
+        complete = log.measure([q for r in wanted for q in exhaustive(r)], must=True)
     else:
         complete = _adaptive(log, wanted, max_error, np.random.default_rng(seed))
     errors = _held_out_errors(log, wanted)
@@ -143,7 +143,7 @@ def _that_run(log: _Log, ranges: Sequence[KernelRange], refused: dict[str, str])
         DeviceError: it runs none of them.
     """
     full = {
-        r.kernel: _crossing(r.kernel, [r.c_in[1] // r.kernel.quantum * r.kernel.quantum], [r.c_out[1]]) for r in ranges
+        r.kernel: crossing(r.kernel, [r.c_in[1] // r.kernel.quantum * r.kernel.quantum], [r.c_out[1]]) for r in ranges
     }
     try:
         log.measure([q for r in ranges for q in full[r.kernel]], must=True)
@@ -243,23 +243,18 @@ class _Log:
 def _adaptive(log: _Log, ranges: Sequence[KernelRange], max_error: float, rng: np.random.Generator) -> bool:
     reserve = 0.0 if log.budget_s is None else _SHARE_FOR_JUDGING * log.budget_s
     order = np.random.default_rng(0)  # of its own: the held-out points are the same however many were measured
-    grids = {r.kernel: _coarse(r, log.backend.steps(r.kernel)) for r in ranges}
-    ends = [q for r in ranges for q in _crossing(r.kernel, *(axis[0] for axis in grids[r.kernel]))]
-    log.measure(_mixed(ends, order), must=True)
-    rest = [q for r in ranges for q in _crossing(r.kernel, *(sorted({*a, *b}) for a, b in grids[r.kernel]))]
-    in_time = log.measure(_mixed(rest, order), must=False, until_left_s=reserve)
+    grids = {r.kernel: coarse(r, log.backend.steps(r.kernel)) for r in ranges}
+    ends = [q for r in ranges for q in crossing(r.kernel, *(axis[0] for axis in grids[r.kernel]))]
+    log.measure(mixed(ends, order), must=True)
+    rest = [q for r in ranges for q in crossing(r.kernel, *(sorted({*a, *b}) for a, b in grids[r.kernel]))]
+    in_time = log.measure(mixed(rest, order), must=False, until_left_s=reserve)
     open_ranges = sorted(ranges, key=lambda r: -_dense_ms(log, r))  # the dearest kernels matter most
     while open_ranges and in_time:
         in_time, open_ranges = _refine(log, open_ranges, max_error, reserve, order)
     judges = [q for r in ranges for q in _held_out(log, r, rng)]
-    log.measure(_mixed(judges, rng), must=False, flag=HELD_OUT)
+    log.measure(mixed(judges, rng), must=False, flag=HELD_OUT)
     _repair(log, ranges, max_error)
     return in_time
-
-
-def _mixed(requests: Sequence[Request], rng: np.random.Generator) -> list[Request]:
-    """In random order: what is measured together is then a bit of everything, as in a network."""
-    return [requests[i] for i in rng.permutation(len(requests))]
 
 
 def _repair(log: _Log, ranges: Sequence[KernelRange], max_error: float) -> None:
@@ -271,63 +266,18 @@ def _repair(log: _Log, ranges: Sequence[KernelRange], max_error: float) -> None:
         for p in _judges(log, r.kernel):
             if abs(float(surface(p.c_in, p.c_out)) - p.median_ms) > 2 * max_error * max(p.median_ms, 1e-6):
                 suspects.update(dict.fromkeys([p.key, *((r.kernel, *at) for at in surface.corners(p.c_in, p.c_out))]))
-    old = [p for key in suspects if (p := log.points.get(key)) is not None]
+    old = [log.points[key] for key in suspects if key in log.points]
     for i in range(0, len(old), log.backend.together):
         if log.left_s() <= 0:
             return
         some = old[i : i + log.backend.together]
-        for before, new in zip(some, log.backend.measure([Request(*p.key) for p in some]), strict=True):
-            if new.median_ms < before.median_ms and len(new.flags) <= len(before.flags):
-                log.keep([_flagged(new, HELD_OUT) if HELD_OUT in before.flags else new])
+        for before, again in zip(some, log.backend.measure([Request(*p.key) for p in some]), strict=True):
+            if again.median_ms < before.median_ms and len(again.flags) <= len(before.flags):
+                log.keep([_flagged(again, HELD_OUT) if HELD_OUT in before.flags else again])
 
 
 def _judges(log: _Log, kernel: Kernel) -> list[Point]:
     return [p for p in log.points.values() if p.kernel == kernel and HELD_OUT in p.flags]
-
-
-def _coarse(r: KernelRange, steps: Steps) -> tuple[Lines, Lines]:
-    """The lines of the input's axis and of the output's."""
-    into = _lines(*r.c_in, steps.block_in, steps, r.kernel.quantum)
-    if r.kernel.diagonal:
-        return into, ([r.c_out[1]], [])
-    return into, _lines(*r.c_out, steps.block_out, None, 1)
-
-
-def _lines(low: int, high: int, block: int, steps: Steps | None, quantum: int) -> tuple[list[int], list[int]]:
-    """The coarse lines of one axis; ``steps`` on the input's axis, where alignment makes a difference."""
-    if low == high:
-        return [low], []
-    first = {low, high, min(block, high)}
-    rest = {min(high, block * k) for k in range(1, 9)} | {block * k - block + 1 for k in (1, 2)}
-    power = block
-    while power < high:
-        rest.add(power)
-        power *= 2
-    if block == 1:
-        rest |= {low + round((high - low) * f) for f in (0.25, 0.5, 0.75)}
-    if steps is not None and steps.align > 1:
-        rest |= {c for c in (2, 4, 8, 12) if c < steps.free_below} | {steps.free_below - 1}
-        aligned_high = high // steps.align * steps.align
-        first |= {aligned_high, high - 1 if high % steps.align == 0 else high, steps.free_below + 1, 1}
-        rest |= {steps.align, 3, steps.align + 1, block + 1, 2 * block - 1, high // 2 // block * block + 1}
-
-    def kept(lines: set[int]) -> list[int]:
-        return sorted({c // quantum * quantum for c in lines if low <= c // quantum * quantum <= high})
-
-    return kept(first), kept(rest - first)
-
-
-def _crossing(kernel: Kernel, into: Iterable[int], out: Iterable[int]) -> list[Request]:
-    if kernel.diagonal:
-        return [Request(kernel, int(c), kernel.c_out_of(int(c))) for c in into]
-    outs = [int(c) for c in out]
-    return [Request(kernel, int(c), o) for c in into for o in outs]
-
-
-def _exhaustive(r: KernelRange) -> list[Request]:
-    q = r.kernel.quantum
-    into = range(-(-r.c_in[0] // q) * q, r.c_in[1] + 1, q)
-    return _crossing(r.kernel, into, range(r.c_out[0], r.c_out[1] + 1))
 
 
 def _dense_ms(log: _Log, r: KernelRange) -> float:
@@ -344,7 +294,7 @@ def _refine(
         Whether there was time for it, and the kernels in which a gap was wrong, so that its halves are to be tried.
     """
     probes = [p for r in ranges for p in _probes(log, r)]
-    if not log.measure(_mixed([p.request for p in probes], rng), must=False, until_left_s=reserve):
+    if not log.measure(mixed([p.request for p in probes], rng), must=False, until_left_s=reserve):
         return False, list(ranges)
     lines: list[Request] = []
     wrong: dict[Kernel, KernelRange] = {}
@@ -354,8 +304,8 @@ def _refine(
         if abs(p.said_ms - truth) > max_error * max(truth, _SMALL * _dense_ms(log, p.range)):
             wrong[kernel] = p.range
             if not kernel.diagonal:
-                lines += _crossing(kernel, p.others, [at.c_out]) if p.axis else _crossing(kernel, [at.c_in], p.others)
-    return log.measure(_mixed(lines, rng), must=False, until_left_s=reserve), list(wrong.values())
+                lines += crossing(kernel, p.others, [at.c_out]) if p.axis else crossing(kernel, [at.c_in], p.others)
+    return log.measure(mixed(lines, rng), must=False, until_left_s=reserve), list(wrong.values())
 
 
 @dataclass(frozen=True)
@@ -376,7 +326,7 @@ def _probes(log: _Log, r: KernelRange) -> list[_Probe]:
     for axis in (0,) if kernel.diagonal else (0, 1):
         lines, others = (surface.lines_in, surface.lines_out)[:: -1 if axis else 1]
         tried = {(p.c_out if axis else p.c_in) for p in log.points.values() if p.kernel == kernel}
-        for middle in _middles(lines, steps, axis, kernel.quantum):
+        for middle in middles(lines, steps, axis, kernel.quantum):
             if middle in tried:
                 continue
             if axis:
@@ -388,43 +338,18 @@ def _probes(log: _Log, r: KernelRange) -> list[_Probe]:
     return found
 
 
-def _middles(lines: np.ndarray, steps: Steps, axis: int, quantum: int) -> list[int]:
-    """The widths halfway between neighbouring lines of one kind."""
-    block = steps.block_out if axis else steps.block_in
-    if axis or steps.align <= 1:
-        kinds = [(lines, block)]
-    else:
-        free = lines < steps.free_below
-        aligned = lines % steps.align == 0
-        kinds = [(lines[free], 1), (lines[~free & aligned], block), (lines[~free & ~aligned], 1)]
-    out = []
-    for kind, (mine, size) in enumerate(kinds):
-        for low, high in zip(mine[:-1].tolist(), mine[1:].tolist(), strict=True):
-            middle = (low + high) // 2 // size * size if size > 1 else (low + high) // 2 // quantum * quantum
-            if kind == 2 and middle % steps.align == 0:
-                middle += 1
-            if low < middle < high:
-                out.append(middle)
-    return out
-
-
 def _held_out(log: _Log, r: KernelRange, rng: np.random.Generator) -> list[Request]:
     """A few random widths, most of them ones that a solver likes to choose."""
     steps, kernel = log.backend.steps(r.kernel), r.kernel
     out = []
     for i in range(_JUDGES):
-        c_in = _draw(rng, r.c_in, max(kernel.quantum, steps.align if i else 1))
-        c_out = kernel.c_out_of(c_in) if kernel.diagonal else _draw(rng, r.c_out, 1)
+        c_in = draw(rng, r.c_in, max(kernel.quantum, steps.align if i else 1))
+        c_out = kernel.c_out_of(c_in) if kernel.diagonal else draw(rng, r.c_out, 1)
         request = Request(kernel, c_in, c_out)
         known = log.points.get((kernel, c_in, c_out))
         if known is None or HELD_OUT in known.flags:
             out.append(request)
     return out
-
-
-def _draw(rng: np.random.Generator, ends: tuple[int, int], multiple: int) -> int:
-    low, high = -(-ends[0] // multiple), ends[1] // multiple
-    return int(rng.integers(low, high + 1)) * multiple if 0 < low <= high else ends[1]
 
 
 def _weighted_median(errors: Sequence[tuple[float, float]]) -> float:

@@ -24,6 +24,7 @@ class Layer:
     out: str | int
     block: int
     least: int = 1
+    kernel: str = "a convolution"
 
     def c_in(self, widths: Any) -> int:
         return widths[self.into] if isinstance(self.into, str) else self.into
@@ -68,6 +69,13 @@ def test_curves_hold_the_dense_and_the_chosen_width_and_stay_small(size: int, ch
     assert row["c_in"] == 8
     assert len(row["widths"]) == len(row["ms"]) <= 600
     assert row["ms"] == pytest.approx([0.008 * -(-w // 16) for w in row["widths"]])
+
+
+def test_of_layers_that_look_the_same_one_is_shown() -> None:
+    alike = [Layer(f"l{i}", "a", "b", 16) for i in range(5)]
+    others = [Layer("narrow", 4, "a", 16), Layer("other", "a", "b", 16, kernel="another")]
+    found = staircases(model_of({"a": 64, "b": 128}, [*alike, *others]), {"a": 20, "b": 30})
+    assert [row["name"] for row in found] == ["l0", "other", "narrow"]
 
 
 def test_what_the_table_does_not_know_what_is_frozen_and_what_costs_nothing_is_left_out() -> None:

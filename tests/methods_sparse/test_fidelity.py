@@ -199,6 +199,14 @@ def test_mest_exchanges_the_papers_points_and_stops() -> None:
         method.close()
 
 
+def test_mest_as_published_converts_a_sparsity_of_kernel_patterns_twice() -> None:
+    for as_published, sparsity in ((False, 0.9), (True, 0.775)):
+        model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 64, 3))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        method = MEST(model, optimizer, steps=10, sparsity=0.9, pattern="kernel", as_published=as_published)
+        assert method.sparsity == pytest.approx(sparsity, abs=4 / 9 / 1024)
+
+
 def test_mest_with_a_soft_bound_grows_first_and_lets_the_new_compete() -> None:
     model, optimizer, method = start("mest em&s")
     live = []
@@ -349,6 +357,7 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "iee fan-in": ("iee", {"pattern": "fan-in", "sparsity": 0.5}, "constant fan-in"),
     "srigl 2:4": ("srigl", {"pattern": "2:4"}, "constant fan-in"),
     "fan-in below one": ("srigl", {"sparsity": 0.99}, "layer '.*' .*less than one each"),
+    "as published elsewhere": ("rigl", {"sparsity": 0.9, "as_published": True}, "changes nothing"),
     "no graph": ("chase", {"sparsity": 0.8, "channel_sparsity": 0.5}, "channel graph"),
     "unknown option": ("rigl", {"sparsity": 0.8, "gamma": 1}, "gamma"),
     "unknown layer": ("rigl", {"distribution": {"fc9": 0.5}}, "'fc9'"),

@@ -106,7 +106,7 @@ def test_the_default_lengths_fit_into_any_training_that_they_are_for(steps: int)
     descent = default_descent(steps)
     assert descent.period <= max(1, 0.2 * steps) + 1
     stages = default_stages(steps)
-    assert stages.steps <= max(9, 0.4 * steps)
+    assert stages.steps <= max(9, 0.2 * steps)
 
 
 @pytest.mark.parametrize(

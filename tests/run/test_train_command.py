@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from safetensors.torch import save_file
 
 from halp_iee import models
@@ -64,6 +65,8 @@ def test_two_processes_make_one_run(network: str) -> None:
         (["--weights", "other.safetensors"], 1, "other.safetensors"),
         (["--recipe", "typo.json"], 2, "did you mean 'label_smoothing'"),
         (["--data", "imagefolder:pictures"], 1, "holds no image"),
+        (["--data", "imagefolder:broken"], 1, "2.png"),
+        (["--recipe", "phases.json"], 2, "leaves no second phase"),
     ],
 )
 def test_what_cannot_be_trained_is_said_before_anything_is_timed(
@@ -73,9 +76,16 @@ def test_what_cannot_be_trained_is_said_before_anything_is_timed(
     weights["head.weight"] = weights["head.weight"][:7].contiguous()
     save_file(weights, "other.safetensors")
     Path("typo.json").write_text('{"label_smothing": 0.1}')
+    Path("phases.json").write_text('{"informative_after": 2}')
     for part in ("train", "val"):
         for name in ("cat", "dog"):
             (Path("pictures") / part / name).mkdir(parents=True)
+            folder = Path("broken") / part / name
+            folder.mkdir(parents=True)
+            for i in range(3):
+                Image.new("L", (32, 32), 40 * i).save(folder / f"{i}.png")
+    cut = Path("broken/train/dog/2.png")
+    cut.write_bytes(cut.read_bytes()[:-30])
     got = run(["train", "--model", network, *QUICK[:-1], *arguments])
     assert words in complaint(capsys, got, code)
     assert not Path("tables").exists()

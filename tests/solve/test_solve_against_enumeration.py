@@ -6,9 +6,9 @@ import pytest
 from halp_iee.errors import TargetError
 from halp_iee.solve import build, floor_ms, solve
 from halp_iee.solve.dual import Oracle, minimise_dual
-from halp_iee.solve.eliminate import elimination_order
 from halp_iee.solve.joint import solve_joint
 from halp_iee.solve.network import cell_starts, compile_network, cut
+from halp_iee.solve.order import elimination_order
 from tests.solve.fakes import every_choice, random_cost, random_importance
 
 EXACT = 1e-9

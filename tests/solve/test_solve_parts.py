@@ -9,9 +9,10 @@ import pytest
 from halp_iee.errors import UsageError
 from halp_iee.graph.records import Width
 from halp_iee.solve import CertificateError, build, frontier, solve, verify
-from halp_iee.solve.eliminate import Elimination, elimination_order
+from halp_iee.solve.eliminate import Elimination
 from halp_iee.solve.halp import fill_knapsack
 from halp_iee.solve.network import compile_network, cut
+from halp_iee.solve.order import elimination_order
 from tests.solve.fakes import TableCost, TableLayer, random_cost, random_importance
 
 

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from halp_iee.errors import HalpError, TargetError
 from halp_iee.solve import build, floor_ms, solve
 from halp_iee.solve.dual import Oracle, minimise_dual
-from halp_iee.solve.eliminate import elimination_order
 from halp_iee.solve.labels import TooManyLabelsError, close
 from halp_iee.solve.network import compile_network, cut
+from halp_iee.solve.order import elimination_order
 from halp_iee.solve.search import Search
 from tests.solve.fakes import every_choice, random_cost, random_importance
 

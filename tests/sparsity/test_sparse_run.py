@@ -41,6 +41,9 @@ def test_writes_sparse_weights_figures_and_events(tmp_path: Path) -> None:
         == result["nonzeros"]
     )
     assert result["flops"] < result["flops_dense"]
+    page = Path(result["report"]).read_text()
+    assert all(words in page for words in ("Exploration rate", "Survival", "IoU", "Sparsity by layer"))
+    assert page.count("<polyline") >= 3
     kinds = [event["event"] for event in read(tmp_path / "run/slim/events.jsonl")]
     assert kinds[0] == "start"
     assert {"update", "epoch"} <= set(kinds)

@@ -37,7 +37,10 @@ def job(folder: Path, name: str, rank_says: bool = True) -> dict:
     )  # fmt: skip
     torch.manual_seed(0)
     model = Tiny()
-    changes = {"plain": {}, "accumulated": {"accumulate": 2, "ema_decay": 0.9}, "stopped": {}}[name]
+    changes = {
+        "plain": {}, "accumulated": {"accumulate": 2, "ema_decay": 0.9}, "stopped": {},
+        "informative": {"informative_after": 2},
+    }[name]  # fmt: skip
     if "accumulate" in changes:  # BatchNorm sees one part at a time, so the parts must be the same images: none here
         for module in model.modules():
             for child, inner in module.named_children():
@@ -100,7 +103,7 @@ def launched(folder: Path, name: str, processes: int = 2) -> list[dict]:
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(processes)]
 
 
-@pytest.mark.parametrize("name", ["plain", "accumulated"])
+@pytest.mark.parametrize("name", ["plain", "accumulated", "informative"])
 def test_two_processes_train_as_one_does_with_the_same_global_batch(tmp_path: Path, name: str) -> None:
     first, second = launched(tmp_path, name)
     (tmp_path / "alone").mkdir()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from halp_iee.methods.sparse.base import SparseConfig, SparseMethod
 from halp_iee.methods.sparse.chase import Chase, ChaseConfig
-from halp_iee.methods.sparse.forgetting import ForgettingEvents
 from halp_iee.methods.sparse.gmp import GMP, GMPConfig
 from halp_iee.methods.sparse.iee import IEEWeights, IEEWeightsConfig
 from halp_iee.methods.sparse.mest import MEST, MESTConfig
@@ -13,6 +12,7 @@ from halp_iee.methods.sparse.set import SET, DropGrowConfig
 from halp_iee.methods.sparse.snip import SNIP, SNIPConfig
 from halp_iee.methods.sparse.srigl import SRigL, SRigLConfig
 from halp_iee.methods.sparse.static import Static
+from halp_iee.train.forgetting import ForgettingEvents
 
 METHODS: dict[str, type[SparseMethod]] = {
     "static": Static,

@@ -160,6 +160,12 @@ class SparseMethod(Method, ABC):
         """Within it `model` computes what it would compute if training ended now."""
         return nullcontext()
 
+    def expect(self, remaining: int) -> None:
+        """Schedules are fitted to so many further steps; what is due at the last update still comes."""
+        if not self.done:
+            least = int((self.taken + 1) / self.config.stop) + 1
+            self.steps = min(self.steps, max(self.taken + remaining, least))
+
     def follow(self, average: nn.Module) -> None:
         """Keep the running average of the weights at zero where the masks are."""
         self._average = dict(average.named_parameters())
@@ -367,7 +373,8 @@ class SparseMethod(Method, ABC):
             for group, of in self._tensor_groups().items()
             for name, tensor in of.items()
         }
-        return {"tensors": tensors, "meta": {"taken": self.taken, "updates": self.updates, **self._meta()}}
+        counts = {"taken": self.taken, "updates": self.updates, "steps": self.steps}
+        return {"tensors": tensors, "meta": {**counts, **self._meta()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of `state_dict`; the values of model and optimizer are the caller's to load."""
@@ -379,8 +386,9 @@ class SparseMethod(Method, ABC):
             found = groups.get("mask", {}).get(layer.name)
             if found is None or tuple(found.shape) != layer.shape:
                 raise ValueError(f"there is no mask for layer {layer.name!r}")
-        self.taken, self.updates = int(state["meta"]["taken"]), int(state["meta"]["updates"])
-        self._load(groups, state["meta"])
+        meta = state["meta"]
+        self.taken, self.updates, self.steps = int(meta["taken"]), int(meta["updates"]), int(meta["steps"])
+        self._load(groups, meta)
         self._gradient = self._wanted_gradient()
 
     def _load(self, groups: Mapping[str, Mapping[str, Tensor]], meta: Mapping[str, Any]) -> None:

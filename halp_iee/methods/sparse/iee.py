@@ -108,6 +108,13 @@ class IEEWeights(SparseMethod):
         parameters = dict(self.model.named_parameters())
         return parameters[f"{name}.weight" if name else "weight"].detach().clone()
 
+    def expect(self, remaining: int) -> None:
+        super().expect(remaining)
+        if self.stage != "done":
+            cycle = self.H + self.J + self.Q
+            more = max(1, min(remaining, self.last_update - self.taken) // cycle)
+            self.cycles = min(self.cycles, self.cycle + more)
+
     @property
     def done(self) -> bool:
         return self.stage == "done"
@@ -266,11 +273,15 @@ class IEEWeights(SparseMethod):
         return {**super()._tensor_groups(), "store": dict(self.store), "frozen": dict(self._frozen)}
 
     def _meta(self) -> dict[str, Any]:
-        return {"stage": self.stage, "cycle": self.cycle, "left": self._left, "exchanged": self._exchanged}
+        return {
+            "stage": self.stage, "cycle": self.cycle, "cycles": self.cycles, "left": self._left,
+            "exchanged": self._exchanged,
+        }  # fmt: skip
 
     def _load(self, groups: Mapping[str, Mapping[str, Tensor]], meta: Mapping[str, Any]) -> None:
         super()._load(groups, meta)
         self.store = self._there(groups["store"])
         self._frozen = {name: value.clone() for name, value in groups.get("frozen", {}).items()}
         self.stage, self.cycle, self._left = meta["stage"], meta["cycle"], meta["left"]
+        self.cycles = int(meta["cycles"])
         self._exchanged = meta["exchanged"]

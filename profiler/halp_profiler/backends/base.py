@@ -63,6 +63,9 @@ class Settings:
 class Backend(Protocol):
     """Times kernels on one device.
 
+    A backend may besides have ``expect(ranges)``, called before a sweep with all that the networks run, and
+    ``companions(ranges)``, which names kernels that those bring with them.
+
     Attributes:
         together: points measured at once; a crash loses as many at most.
     """

@@ -19,7 +19,7 @@ from halp_profiler.backends.base import Request
 from halp_profiler.backends.onnx_kernels import Drawing, first_part, fuse, input_shape, operation, output_shape
 from halp_profiler.kernel import SPATIAL_OPS, Kernel
 
-_BALLAST = 2048  # rows and columns: 16 MB
+_ROWS = 2048  # of the ballast
 _ALWAYS_PLAIN = frozenset({"global_pool", "mul", "copy", "transpose", "group_norm"})
 """Kernels that no runtime runs in a blocked layout."""
 
@@ -27,16 +27,17 @@ _READ_TWICE = frozenset({"add", "batch_norm", "activation"})
 """Kernels that would melt into the convolution before them, were it not read elsewhere too."""
 
 
-def build(requests: Sequence[Request], batch: int, *, ballast: bool = False) -> onnx.ModelProto:
+def build(requests: Sequence[Request], batch: int, *, touched_bytes: int = 0) -> onnx.ModelProto:
     """One network with a scene for every request, in any order that the runtime chooses.
 
-    With ``ballast`` a large matrix is multiplied beside them, which leaves nothing of theirs in the caches from
-    one run to the next, however small the scenes are: a network's weights are not there either.
+    Where the scenes' own tensors are less than ``touched_bytes``, a matrix that makes up for it is multiplied beside
+    them, so that of their weights no more is left in the caches from one run to the next than of a network's.
     """
     d = Drawing()
-    if ballast:
+    columns = (touched_bytes - sum(map(held_bytes, requests))) // (4 * _ROWS)
+    if columns > 0:
         d.prefix = "s9999_"
-        d.output(d.node("Gemm", [d.input("s9999_x", (1, _BALLAST)), d.weight((_BALLAST, _BALLAST))]))
+        d.output(d.node("Gemm", [d.input("s9999_x", (1, _ROWS)), d.weight((_ROWS, columns))]))
     for i, request in enumerate(requests):
         _scene(d, i, request, batch)
     return d.model()
@@ -53,6 +54,13 @@ def weight_bytes(request: Request) -> int:
     if k.op in ("conv", "conv_transpose"):
         return 4 * c_out * (k.group_width or c_in) * prod(k.kernel_size)
     return 4 * c_in * c_out if k.op == "linear" else 4 * c_in
+
+
+def held_bytes(request: Request) -> int:
+    """Bytes of a scene's weights and of its kernel's input and output."""
+    k = request.kernel
+    shapes = input_shape(k, request.c_in, 1), output_shape(k, request.c_out, 1)
+    return weight_bytes(request) + 4 * sum(map(prod, shapes))
 
 
 def _scene(d: Drawing, i: int, request: Request, batch: int) -> None:
@@ -124,7 +132,10 @@ def _given(d: Drawing, prefix: str, name: str, shape: Sequence[int]) -> str:
 def _plain(d: Drawing, prefix: str, name: str, shape: Sequence[int]) -> str:
     """A tensor in the framework's layout, just written."""
     d.prefix = prefix
-    return d.node("Relu", [_given(d, prefix, name, shape)])
+    if len(shape) < 3:
+        return d.node("Relu", [_given(d, prefix, name, shape)])
+    seed = _given(d, prefix, name, (shape[0], 1, *shape[2:]))
+    return d.node("Expand", [seed, d.constant(np.asarray(shape, np.int64))])
 
 
 def _blocked(d: Drawing, prefix: str, name: str, shape: Sequence[int], seen: str | None = None) -> str:

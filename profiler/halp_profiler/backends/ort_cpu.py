@@ -19,7 +19,9 @@ from halp_profiler.table import Header, Point
 from halp_profiler.timing import time_interleaved
 from halp_profiler.watch import CpuWatch
 
-_WEIGHTS = 96 << 20  # bytes of weights in one network: enough that they are cold, little enough for any memory
+_WEIGHTS = 96 << 20  # bytes of weights in one network at most: little enough for any memory
+_UNKNOWN = 16 << 20  # bytes that a network of which nothing is said touches
+_KEPT = 0.4  # of a network's weights, in the middle of the sizes that one prunes to
 _TRIES = 3
 _PATIENCE = 5  # networks after which a slow machine counts as the usual one, and a busy one as no longer worth waiting
 _FINE_MS = 0.002  # a spread of this little is the report's own resolution
@@ -34,9 +36,11 @@ class OrtCpu:
     chooses fusions and layouts, and reports what every node takes (``ort_report``). So a kernel finds the
     caches as it would inside a network: its input warm, its weights cold. What the reordering between the
     runtime's blocked layout and the framework's costs is not charged to a kernel: it has kernels of its
-    own, ``to_blocked`` and ``to_plain``.
+    own, ``to_blocked`` and ``to_plain``. One network fits into the last cache and another does not, so the
+    scenes hold as much together as the pruned network will, or a matrix is multiplied that makes up for it.
 
-    A reference convolution is in every such network. Where it is slower than it was before, or another process had the
+    A reference convolution is in every such network, and latencies are given at the pace that it had at first: a clock
+    that drifts by some percent takes all kernels along. Where it is much slower than before, or another process had the
     cores, or a kernel is unsteady by itself, it is run again, twice at most and in a network of the shaky ones, and
     the point is flagged if that does not help.
 
@@ -62,7 +66,8 @@ class OrtCpu:
         self._report = NodeReport(self._sessions)
         self._report.node_ms = self._reports_own_ms()
         self.block = self._find_block()
-        self._reference_ms = min(float(np.median(self._runs([])[:, -1])) for _ in range(3))
+        self._touched = _UNKNOWN
+        self._reference_ms = min(_quick(self._runs([])[:, -1]) for _ in range(3))
         self._slow_in_a_row = self._busy_in_a_row = 0
 
     def header(self) -> Header:
@@ -76,6 +81,7 @@ class OrtCpu:
             source="measured",
             how={
                 "method": "the runtime's report on each node of networks that hold dozens of kernels",
+                "touched_mb": round(self._touched / 2**20, 1),
                 "statistics": f"mean of the quicker half and quartiles of {self._min_rounds} or more runs",
                 "unstable_over": UNSTABLE_OVER,
                 "disturbed_over": DISTURBED_OVER,
@@ -109,6 +115,13 @@ class OrtCpu:
             return "the runtime has no layout of its own on this processor"
         return None
 
+    def expect(self, ranges: Sequence[KernelRange]) -> None:
+        """Takes note of how much memory the network touches that consists of these kernels, once it is pruned."""
+        from halp_profiler.backends.onnx_scenes import weight_bytes
+
+        whole = sum(r.layers * weight_bytes(Request(r.kernel, r.c_in[1], r.c_out[1])) for r in ranges)
+        self._touched = min(_WEIGHTS, int(_KEPT * whole))
+
     def companions(self, ranges: Sequence[KernelRange]) -> list[KernelRange]:
         """The reorderings between the two layouts that networks with these kernels may need, and the kernels that
         stay in the layout of their input once more, in the plain one."""
@@ -134,7 +147,7 @@ class OrtCpu:
     def measure(self, requests: Sequence[Request]) -> list[Point]:
         """One point a request; what is disturbed or unsteady is measured again, and flagged if it stays so."""
         points: list[Point] = []
-        for part in _parts(requests):
+        for part in _parts(requests, max(self._touched, _UNKNOWN)):
             new = self._once(part, self._min_rounds)
             for _ in range(0 if self._busy_in_a_row >= _PATIENCE else _TRIES - 1):
                 shaky = [i for i, p in enumerate(new) if p.flags]
@@ -150,14 +163,12 @@ class OrtCpu:
         self._watch.start()
         samples = self._runs(requests, rounds)
         seen = self._watch.stop()
-        reference_ms = float(np.median(samples[:, -1]))
+        reference_ms = _quick(samples[:, -1])
         self._busy_in_a_row = self._busy_in_a_row + 1 if seen else 0
         slow = reference_ms > DISTURBED_OVER * self._reference_ms
         self._slow_in_a_row = self._slow_in_a_row + 1 if slow else 0
-        self._reference_ms = min(self._reference_ms, reference_ms)
-        if self._slow_in_a_row >= _PATIENCE:
-            self._reference_ms, self._slow_in_a_row = reference_ms, 0
-        flags = (*seen, "disturbed") if slow else seen
+        flags = (*seen, "disturbed") if slow and self._slow_in_a_row < _PATIENCE else seen
+        samples = samples * (self._reference_ms / reference_ms)
         points = [_point(r, samples[:, i]) for i, r in enumerate(requests)]
         return [replace(p, flags=(*p.flags, *flags)) if flags else p for p in points]
 
@@ -166,7 +177,7 @@ class OrtCpu:
         from halp_profiler.backends import onnx_scenes
 
         everything = [*requests, _REFERENCE]
-        model = onnx_scenes.build(everything, self.batch, ballast=True)
+        model = onnx_scenes.build(everything, self.batch, touched_bytes=self._touched)
         try:
             return self._report.run(
                 model, everything, min_rounds=rounds or self._min_rounds, min_seconds=self._min_seconds
@@ -185,7 +196,7 @@ class OrtCpu:
         from halp_profiler.backends import onnx_scenes
 
         self._runs([request], 1)  # raises for the one that cannot run
-        model = onnx_scenes.build([request], self.batch, ballast=True)
+        model = onnx_scenes.build([request], self.batch, touched_bytes=self._touched)
         return self._report.run(model, [request], min_rounds=self._min_rounds, min_seconds=0.0)[: self._min_rounds]
 
     def _reports_own_ms(self) -> float:
@@ -215,15 +226,15 @@ class OrtCpu:
         return max((w.dims[0] for w in optimised.initializer if len(w.dims) == 4), default=1) if reordered else 1
 
 
-def _parts(requests: Sequence[Request]) -> list[list[Request]]:
-    """The requests in parts whose weights fit into memory together."""
-    from halp_profiler.backends.onnx_scenes import weight_bytes
+def _parts(requests: Sequence[Request], most_bytes: int) -> list[list[Request]]:
+    """The requests in parts that hold no more than so many bytes together."""
+    from halp_profiler.backends.onnx_scenes import held_bytes
 
     parts: list[list[Request]] = []
     held = 0
     for request in requests:
-        size = weight_bytes(request)
-        if not parts or held + size > _WEIGHTS:
+        size = held_bytes(request)
+        if not parts or held + size > most_bytes:
             parts.append([])
             held = 0
         parts[-1].append(request)
@@ -245,13 +256,18 @@ def _point(request: Request, samples_ms: np.ndarray) -> Point:
     shorter than it should be. So what stands is the mean of the quicker half: in quiet it is within a percent of the
     median, and in noise it is nearer to what quiet would have shown. A mean, because the report has whole microseconds.
     """
-    p25, median, p75 = np.percentile(samples_ms, (25, 50, 75)).tolist()
-    ms = float(samples_ms[samples_ms <= median].mean())
+    p25, p75 = np.percentile(samples_ms, (25, 75)).tolist()
+    ms = _quick(samples_ms)
     flags = ("unstable",) if p75 - p25 > max(UNSTABLE_OVER * ms, _FINE_MS) else ()
     return Point(request.kernel, request.c_in, request.c_out, ms, min(p25, ms), max(p75, ms), len(samples_ms), flags)
 
 
-_FOLLOW = frozenset({"add", "activation", "batch_norm", "max_pool", "avg_pool", "cat"})
-_IMAGES = _FOLLOW | {"conv", "global_pool", "mul", "interpolate"}
+def _quick(samples_ms: np.ndarray) -> float:
+    """The mean of the quicker half."""
+    return float(samples_ms[samples_ms <= np.median(samples_ms)].mean())
+
+
+_FOLLOW = frozenset({"add", "activation", "batch_norm", "cat"})
+_IMAGES = _FOLLOW | {"conv", "max_pool", "avg_pool", "global_pool", "mul", "interpolate"}
 _TINY = Kernel("activation", (16,), fused=("sigmoid",))
-_REFERENCE = Request(Kernel("conv", (16, 16), (3, 3), (1, 1), (1, 1)), 64, 64)
+_REFERENCE = Request(Kernel("conv", (16, 16), (3, 3), (1, 1), (1, 1)), 128, 128)

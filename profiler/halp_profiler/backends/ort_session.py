@@ -6,10 +6,13 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from halp_profiler.errors import DeviceError
+
+_LARGE = 1 << 16  # bytes of a weight from which on it is handed over apart from the model
 
 
 class OrtSessions:
@@ -41,6 +44,7 @@ class OrtSessions:
         self._memory, self._device_id = memory, device_id
         self._folder = tempfile.TemporaryDirectory(prefix="halp-", ignore_cleanup_errors=True)
         self._rng = np.random.default_rng(0)
+        self._weights: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # the runtime does not copy all of them
 
     @property
     def version(self) -> str:
@@ -78,7 +82,12 @@ class OrtSessions:
         return self._session(model, options)
 
     def _session(self, model: Any, options: Any) -> Any:
-        session = self.ort.InferenceSession(model.SerializeToString(), options, providers=self._providers)
+        lean, weights = _apart(model)
+        if weights:
+            values = [self.ort.OrtValue.ortvalue_from_numpy(w) for w in weights.values()]
+            options.add_external_initializers(list(weights), values)
+        session = self.ort.InferenceSession(lean.SerializeToString(), options, providers=self._providers)
+        self._weights[session] = weights
         if session.get_providers()[0] != self.provider:
             raise DeviceError(
                 f"{self.provider} cannot be used", "ONNX Runtime fell back to another provider",
@@ -117,6 +126,27 @@ class OrtSessions:
         options.log_severity_level = 3
         options.graph_optimization_level = getattr(self.ort.GraphOptimizationLevel, level)
         return options
+
+
+def _apart(model: Any) -> tuple[Any, dict[str, np.ndarray]]:
+    """``model`` without its large weights, and those by name: to write and read them takes longer than to run it."""
+    import onnx
+    from onnx import numpy_helper
+
+    lean = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    lean.graph.name = model.graph.name
+    for part in ("node", "input", "output", "value_info"):
+        getattr(lean.graph, part).extend(getattr(model.graph, part))
+    weights: dict[str, np.ndarray] = {}
+    for tensor in model.graph.initializer:
+        if len(tensor.raw_data) < _LARGE or tensor.data_type not in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16):
+            lean.graph.initializer.append(tensor)
+            continue
+        weights[tensor.name] = numpy_helper.to_array(tensor)
+        stub = lean.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        stub.data_location = onnx.TensorProto.EXTERNAL
+        stub.external_data.add(key="location", value="given")
+    return lean, weights
 
 
 def _runtime(provider: str) -> Any:
