@@ -44,7 +44,7 @@ def case(model: str, shape: tuple[int, int, int], target: str, work: Path, sweep
     )  # fmt: skip
     start = time.perf_counter()
     try:
-        result = pipeline.prune(job, work / f"{model}-{target}", fresh=True).result
+        result = pipeline.prune(job, work / f"{model}-{target}").result
     except HalpError as error:
         return {"model": model, "size": shape[-1], "target": target, "refused": str(error)}
     return {

@@ -47,11 +47,10 @@ from halp_iee.train.records import Data, steps_per_epoch
 
 NETWORKS = ("resnet20", "mobilenet_v1_cifar")
 TARGETS = (0.30, 0.55)
-METHODS = ("iee", "iee-series", "iee-long", "halp", "torch-pruning", "torch-pruning-l2", "uniform")
+METHODS = ("iee", "iee-long", "halp", "torch-pruning", "torch-pruning-l2", "uniform")
 DATA = "digits-hard"
 NAMES = {
-    "iee": "IEE, from scratch", "iee-series": "IEE, objective=series", "iee-long": "IEE, update period 40%",
-    "halp": "HALP, from a dense network",
+    "iee": "IEE, from scratch", "iee-long": "IEE, update period 40%", "halp": "HALP, from a dense network",
     "torch-pruning": "Torch-Pruning (group Taylor), from a dense network",
     "torch-pruning-l2": "Torch-Pruning (group L2), from a dense network",
     "uniform": "uniform width, from scratch", "dense": "dense",
@@ -285,8 +284,7 @@ def widths_of(graph: ChannelGraph, model: nn.Module) -> dict[str, int]:
 
 
 RUN: Mapping[str, Callable[..., dict[str, Any]]] = {
-    "iee": partial(run_iee, objective="sum"), "iee-series": partial(run_iee, objective="series"),
-    "iee-long": partial(run_iee, objective="sum", H=8, J=8, Q=8, T=12), "halp": run_halp,
+    "iee": run_iee, "iee-long": partial(run_iee, H=8, J=8, Q=8, T=12), "halp": run_halp,
     "torch-pruning": run_torch_pruning,
     "torch-pruning-l2": partial(run_torch_pruning, criterion="magnitude"), "uniform": run_uniform, "dense": run_dense,
 }  # fmt: skip

@@ -19,7 +19,7 @@ _COMMANDS = {
     "profile": "Time a network's layers over channel counts and write a latency table.",
     "graph": "Show which channels of a network are tied together, and what is frozen and why.",
     "prune": "Make a trained network fit a latency in one step.",
-    "train": "Train a network to a latency with IEE.",
+    "train": "Train a network to a latency, or to a sparsity.",
     "export": "Write a run's network as a file to deploy.",
     "bench": "Measure latency and FPS of networks side by side.",
     "report": "Write a run's report and model card again, or compare several runs.",

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from halp_iee.errors import GraphError
+from halp_iee.graph.branches import Branch, find_branches
 from halp_iee.graph.calls import Capture
 from halp_iee.graph.capture import capture_model
 from halp_iee.graph.groups import AxisUnits, Structure
@@ -64,6 +65,11 @@ class ChannelGraph:
     def _by_name(self) -> dict[str, ChannelGroup]:
         return {group.name: group for group in self.groups}
 
+    @cached_property
+    def branches(self) -> tuple[Branch, ...]:
+        """Residual branches that can be removed whole: by keeping nothing of any of their groups."""
+        return find_branches(self)
+
     @property
     def axes(self) -> Mapping[str, tuple[AxisUnits | None, ...]]:
         """Parameter or buffer name -> for each axis which unit stands where; None for an axis without units."""
@@ -85,8 +91,13 @@ class ChannelGraph:
 
     def widths(self, keep: Keep) -> dict[str, int]:
         """Units left in every group."""
-        kept = checked(keep, self.groups)
-        return {group.name: len(kept[group.name]) if group.name in kept else group.size for group in self.groups}
+        from halp_iee.slim.branches import split
+
+        removed, rest = split(self, keep)
+        gone = {name: 0 for branch in removed for name in branch.groups}
+        kept = checked(rest, self.groups)
+        kept_whole = {group.name: group.size for group in self.groups}
+        return {**kept_whole, **{name: len(units) for name, units in kept.items()}, **gone}
 
     def positions(self, keep: Keep) -> dict[str, tuple[np.ndarray | None, ...]]:
         """For every labelled parameter and buffer, the positions kept on each axis; None: the axis stays whole."""
@@ -102,13 +113,21 @@ class ChannelGraph:
         """Zero the units that are not kept, in every parameter and on every axis.
 
         Args:
-            keep: group name -> units that stay; groups not named stay whole.
+            keep: group name -> units that stay; groups not named stay whole. Nothing of every group of one of
+                `branches`: then that branch adds nothing.
             model: another network of the same structure; default the traced one.
 
         Raises:
             GraphError: `keep` is not valid.
         """
         network = self.model if model is None else model
+        if _removes(keep):
+            from halp_iee.slim.branches import split, zeroed_branches
+
+            removed, rest = split(self, keep)
+            with self.masked(rest, network), zeroed_branches(network, removed):
+                yield network
+            return
         live = self.structure.live_positions(checked(keep, self.groups))
         with zeroed(network, self.structure, self.positions(keep), self.full_shapes, live):
             yield network
@@ -117,14 +136,18 @@ class ChannelGraph:
         """A new, ordinary, smaller network that computes what the masked one does.
 
         Args:
-            keep: group name -> units that stay; groups not named stay whole.
+            keep: group name -> units that stay; groups not named stay whole. Nothing of every group of one of
+                `branches`: then that branch is not there any more.
             model: a network of the same structure and sizes whose values to take; default the traced one.
 
         Raises:
             GraphError: `keep` is not valid, or masked and slim do not agree.
         """
+        from halp_iee.slim.branches import slim_without
         from halp_iee.slim.build import build_slim
 
+        if _removes(keep):
+            return slim_without(self, keep, model)
         return build_slim(self, checked(keep, self.groups), model)
 
     def __repr__(self) -> str:
@@ -133,6 +156,11 @@ class ChannelGraph:
             f"ChannelGraph({type(self.model).__name__}: {len(self.ops)} operations, {len(self.groups)} groups, "
             f"{free} prunable)"
         )
+
+
+def _removes(keep: Keep) -> bool:
+    """Whether nothing is kept of some group."""
+    return isinstance(keep, Mapping) and any(np.ndim(units) == 1 and len(units) == 0 for units in keep.values())
 
 
 def call_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

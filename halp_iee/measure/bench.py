@@ -137,6 +137,7 @@ def bench(
     skipped: list[Skipped] = []
     first: HalpError | None = None
     settings = list(plan.settings())
+    unknown = set(plan.shapes or ())
     with tempfile.TemporaryDirectory() as folder, progress.task("measuring", len(settings)) as task:
         for at, (runtime, batch, threads) in enumerate(settings):
             calls: dict[str, _Ready] = {}
@@ -146,6 +147,9 @@ def bench(
                 except HalpError as error:
                     first = first or error
                     skipped.append(Skipped(one.label, runtime, batch, f"{error.why}. {error.remedy}"))
+            unknown -= {spec.name for ready in calls.values() for spec in ready.engine.inputs}
+            if unknown and calls:
+                raise _no_such_input(sorted(unknown)[0], calls)
             if any(one.label in calls for one in subjects):
                 rows += _measure(calls, None if against is None else against.label, plan, threads, progress.say)
             task.update(at + 1)
@@ -153,6 +157,14 @@ def bench(
         assert first is not None, "something was asked for"
         raise first
     return Bench(tuple(rows), tuple(skipped))
+
+
+def _no_such_input(name: str, calls: Mapping[str, _Ready]) -> UsageError:
+    known = sorted({spec.name for ready in calls.values() for spec in ready.engine.inputs})
+    return UsageError(
+        "A shape is given for an input that is not there", f"no network here has an input {name!r}",
+        f"Give it for one of {', '.join(map(repr, known))}",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,6 @@ from typing import Literal
 from halp_iee.errors import UsageError
 from halp_iee.importance import CRITERIA
 
-OBJECTIVES = ("series", "sum")
-
 
 @dataclass(frozen=True)
 class IEEConfig:
@@ -28,8 +26,6 @@ class IEEConfig:
         start: `random`: a random Theta_K with R(Theta_K) = Psi; `dense`: everything is
             active and the budget comes down to Psi over the first `descend` of the cycles.
         descend: with `start="dense"`, the fraction of cycles that the descent takes.
-        objective: what a structure is worth: `series`: the product over the groups of the importance that each
-            keeps (`methods/worth.py`), or `sum`: the paper's.
         solver: which of `halp_iee.solve`'s solvers decides.
         min_fraction: least fraction of its units that a group keeps (never under one unit).
         grow: `importance`, or `random` (ablation).
@@ -47,7 +43,6 @@ class IEEConfig:
     criterion: str = "taylor_bn"
     start: Literal["random", "dense"] = "random"
     descend: float = 0.5
-    objective: Literal["series", "sum"] = "series"
     solver: str = "joint"
     min_fraction: float = 0.0
     grow: Literal["importance", "random"] = "importance"
@@ -71,7 +66,7 @@ class IEEConfig:
                     f"set {name} to 0 or more",
                 )
         for name, choices in (("start", ("random", "dense")), ("grow", ("importance", "random")),
-                              ("reactivate", ("mru", "zero")), ("objective", OBJECTIVES)):  # fmt: skip
+                              ("reactivate", ("mru", "zero"))):  # fmt: skip
             if getattr(self, name) not in choices:
                 raise UsageError(
                     f"IEE cannot run with {name}={getattr(self, name)!r}", f"there are {' and '.join(choices)}",
@@ -99,7 +94,6 @@ class HALPConfig:
         steps: k, pruning steps on the way down (30 in the paper).
         interval: optimizer steps before each, over which importance is accumulated (320 in the paper).
         criterion: importance, by name of `halp_iee.importance.CRITERIA`.
-        objective: what a structure is worth, `sum` (the paper's) or `series`, as for IEE.
         solver: which of `halp_iee.solve`'s solvers decides.
         min_fraction: least fraction of its units that a group keeps (never under one unit).
         seed: of the criterion `random`.
@@ -108,7 +102,6 @@ class HALPConfig:
     steps: int = 10
     interval: int = 20
     criterion: str = "taylor_bn"
-    objective: Literal["series", "sum"] = "sum"
     solver: str = "joint"
     min_fraction: float = 0.0
     seed: int = 0
@@ -121,10 +114,6 @@ class HALPConfig:
                     "it needs one or more",
                     f"set {name} to at least 1",
                 )
-        if self.objective not in OBJECTIVES:
-            raise UsageError(
-                f"HALP cannot run with objective={self.objective!r}", "there are series and sum", "choose one of them"
-            )
         _check_common(self.criterion, self.min_fraction)
 
     @property

@@ -22,7 +22,6 @@ from halp_iee.importance import NEEDS_GRADIENTS, score
 from halp_iee.methods.elastic import ElasticNetwork
 from halp_iee.methods.meet import meet_as_measured
 from halp_iee.methods.structure import Units, count, from_lists, iou, overlap, prunable_sizes, to_lists
-from halp_iee.methods.worth import shares_in_series
 from halp_iee.solve import Answer, floor_ms, solve
 from halp_iee.train.method import Method
 from halp_iee.train.processes import Processes
@@ -39,8 +38,6 @@ class SearchConfig(Protocol):
 
     @property
     def criterion(self) -> str: ...
-    @property
-    def objective(self) -> str: ...
     @property
     def solver(self) -> str: ...
     @property
@@ -105,7 +102,6 @@ class LatencySearch(Method):
         self.measure, self.on_event, self.local_gradients = measure, on_event, local_gradients
         self.cycle = 0
         self.scores: dict[str, np.ndarray] = {}
-        self._judged: Mapping[str, np.ndarray] = {}  # what the last answer was decided by
         self.overhead_seconds: dict[str, float] = {}
         self._previous: dict[str, Units] = {}
         self._sums: dict[str, Tensor] = {}
@@ -214,11 +210,9 @@ class LatencySearch(Method):
         standing: Units | None = None,
     ) -> Answer:
         since = time.perf_counter()
-        self._judged = scores
-        worth = shares_in_series(scores, active, standing) if self.config.objective == "series" else scores
         answer = Processes.here().once(
             lambda: solve(
-                self.cost, worth, budget_ms, self.config.solver, min_units=self._least(), active=active,
+                self.cost, scores, budget_ms, self.config.solver, min_units=self._least(), active=active,
                 standing=standing,
             )
         )  # fmt: skip
@@ -290,10 +284,9 @@ class LatencySearch(Method):
         after = self._of(answer)
         previous = self._previous.get(kind)
         self._previous[kind] = after
-        value = sum(float(self._judged[name][units].sum()) for name, units in after.items())
         self.on_event({
             "kind": kind, "cycle": self.cycle, "budget_ms": budget_ms, "latency_ms": answer.latency_ms,
-            "value": value, "gap": answer.gap, "solver": answer.solver, "seconds": answer.seconds,
+            "value": answer.value, "gap": answer.gap, "solver": answer.solver, "seconds": answer.seconds,
             "iou": None if previous is None else iou(previous, after),
             "changed": None if before is None else count(before) + count(after) - 2 * overlap(before, after),
             "widths": dict(answer.widths), **more,

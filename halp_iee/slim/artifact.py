@@ -19,12 +19,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from halp_iee.errors import ArtifactError
+from halp_iee.errors import ArtifactError, GraphError
 from halp_iee.graph.attributes import numbers_of, put_number
 from halp_iee.graph.copies import duplicate, skeleton
 from halp_iee.graph.keep import checked
 from halp_iee.graph.records import Keep
 from halp_iee.graph.sandbox import first_line, named_tensors
+from halp_iee.slim.branches import without
 from halp_iee.slim.build import RECIPE, recipe_of
 from halp_iee.slim.surgery import ATTRIBUTES, put, replacing, resize_attributes
 from halp_profiler.files import whole
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 FORMAT = "halp-iee slim network"
 VERSION = 1
+_CARRIED = ("keep", "groups", "earlier", "numbers", "removed")
 
 
 def _version() -> str:
@@ -196,6 +198,23 @@ def _put_numbers(small: nn.Module, numbers: Any, what: str, remedy: str) -> None
         put_number(module, name, at, value)
 
 
+def _remove(small: nn.Module, removed: Any, what: str, remedy: str) -> None:
+    """Take out the residual branches that the network was saved without.
+
+    Raises:
+        ArtifactError: the network has no such module.
+    """
+    names = isinstance(removed, dict) and all(
+        isinstance(name, str) and name and isinstance(stays, str) for name, stays in removed.items()
+    )
+    if not names:
+        raise ArtifactError(what, "its recipe's removed branches are not names", remedy)
+    try:
+        without(small, removed)
+    except GraphError as error:
+        raise ArtifactError(what, error.why, remedy) from error
+
+
 def load(path: str | os.PathLike[str], model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
     """Build the slim network that a file holds.
 
@@ -216,6 +235,7 @@ def load(path: str | os.PathLike[str], model: nn.Module | Callable[[], nn.Module
         small = model()
         if not isinstance(small, nn.Module):
             raise ArtifactError(what, f"the builder returned a {type(small).__name__}", "Return a torch.nn.Module")
+    _remove(small, recipe.get("removed", {}), what, remedy)
     dense = skeleton(small)
     own = named_tensors(small)
     groups = _distinct(own)
@@ -251,5 +271,5 @@ def load(path: str | os.PathLike[str], model: nn.Module | Callable[[], nn.Module
             shapes[one] = tuple(value.shape)
     resize_attributes(small, dense, shapes)
     _put_numbers(small, recipe.get("numbers", {}), what, remedy)
-    small.__dict__[RECIPE] = {key: recipe[key] for key in ("keep", "groups", "earlier", "numbers") if key in recipe}
+    small.__dict__[RECIPE] = {key: recipe[key] for key in _CARRIED if key in recipe}
     return small

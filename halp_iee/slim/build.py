@@ -53,6 +53,8 @@ def recipe_of(graph: ChannelGraph, keep: Mapping[str, np.ndarray]) -> dict[str, 
         recipe["numbers"] = numbers
     if before is not None:
         recipe["earlier"] = [*before.get("earlier", []), {key: before[key] for key in ("keep", "groups")}]
+        if "removed" in before:
+            recipe["removed"] = dict(before["removed"])
     return recipe
 
 

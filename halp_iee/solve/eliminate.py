@@ -87,10 +87,10 @@ class Elimination:
         for mask in going.masked:
             slot = self._new_slot()
             if isinstance(mask, Relation):
-                self._live.slots[slot] = (mask.a, mask.b, mask.total)
+                self._live.put(slot, (mask.a, mask.b, mask.total))
                 self._masks[slot] = _mask(self._cells, mask)
             else:
-                self._live.slots[slot] = mask
+                self._live.put(slot, mask)
                 phi = self._cells.image(*mask)
                 self._masks[slot] = np.where(phi[:, None] == np.arange(self.sizes[mask[1]]), 0.0, np.inf)
         buckets = [self._bucket(v, self._live.inside(v), going)]
@@ -103,8 +103,8 @@ class Elimination:
             addition = Addition.plan(self._cells, relation, v, going.partner, buckets[0].scope, other.scope, context)
             buckets = [replace(buckets[0], addition=addition, result_scope=addition.scope), other]
         self._steps.append((v, tuple(buckets)))
-        self._live.remove(v, going, buckets[0].result)
-        self._live.slots[buckets[0].result] = buckets[0].result_scope
+        self._live.remove(v, going)
+        self._live.put(buckets[0].result, buckets[0].result_scope)
 
     def _split(self, v: int) -> None:
         """Mini-buckets. A relation or an image minimised apart from the tables says nothing: it is left out."""
@@ -122,9 +122,9 @@ class Elimination:
         buckets = tuple(self._bucket(v, part, None) for part in parts)
         self.work += sum(math.prod(bucket.shape) for bucket in buckets)
         self._steps.append((v, buckets))
-        live.remove(v, Going("plain", frozenset(), frozenset()), -1)
-        del live.slots[-1]
-        live.slots.update({bucket.result: bucket.result_scope for bucket in buckets})
+        live.remove(v, Going("plain", frozenset(), frozenset()))
+        for bucket in buckets:
+            live.put(bucket.result, bucket.result_scope)
 
     def _new_slot(self) -> int:
         self._next += 1

@@ -92,20 +92,22 @@ def modelled_ms(problem: Problem, current: np.ndarray) -> list[np.ndarray]:
     A layer counts for the groups on its output; where the same group is on its input too (depthwise),
     both sides follow. Layers whose output is not decided cost what they cost now.
     """
-    curves = []
-    for g, group in enumerate(problem.groups):
-        curve = np.zeros(len(group.widths))
-        moved = np.tile(current, (len(group.widths), 1))
-        moved[:, g] = group.widths
-        for layer in problem.layers:
-            if g not in {index for index, _ in layer.c_out.terms}:
-                continue
-            same = layer.c_in.terms == layer.c_out.terms
-            c_in = layer.c_in.channels(moved if same else current[None, :])
-            at = layer.ms(c_in, layer.c_out.channels(moved))
-            now = layer.ms(layer.c_in.channels(current[None, :]), layer.c_out.channels(current[None, :]))
-            curve = curve + at - now
-        curves.append(curve)
+    curves = [np.zeros(len(group.widths)) for group in problem.groups]
+    least, most = np.minimum(problem.least, current), np.maximum(problem.most, current)
+    for layer in problem.layers:
+        # All that a layer's output can come to while one group moves, read off in one go.
+        now = int(layer.c_out.channels(current))
+        moves = {g: per * (problem.groups[g].widths - current[g]) for g, per in layer.c_out.terms}
+        low = now + min(int(per * (least[g] - current[g])) for g, per in layer.c_out.terms) if moves else now
+        high = now + max(int(per * (most[g] - current[g])) for g, per in layer.c_out.terms) if moves else now
+        c_out = np.arange(low, high + 1)
+        if layer.c_in.terms == layer.c_out.terms:
+            c_in = c_out + (layer.c_in.fixed - layer.c_out.fixed)
+        else:
+            c_in = np.full(len(c_out), int(layer.c_in.channels(current)))
+        at_ms = layer.ms(c_in, c_out) if moves else np.zeros(0)
+        for g, move in moves.items():
+            curves[g] = curves[g] + at_ms[now + move - low] - at_ms[now - low]
     return curves
 
 

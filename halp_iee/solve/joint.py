@@ -268,7 +268,8 @@ class _Branch:
             self._try_all(child)
             return []
         shrunk = sum(len(v.grid) for v in child.variables) < 0.8 * sum(len(v.grid) for v in network.variables)
-        if shrunk:
+        coarse = bool(oracle.cells.network.images) and oracle.elimination.work <= _FIRST_SUM_WORK
+        if shrunk or (coarse and near is None):
             return [(bound, child)]
         return [(bound, half) for half in _split(child, oracle, result)]
 
@@ -322,12 +323,13 @@ class _Branch:
         if not oracle.elimination.exact:
             return network
         self.work += 4 * oracle.elimination.work
-        fastest = oracle.fastest()
         # The answer's own cells go too: only what is better is looked for.
         reach = oracle.reach(result.price, self.problem.ceiling_ms) if math.isfinite(result.price) else None
+        # With sums a pass is dear, and what is too slow by itself seldom promises anything.
+        fastest = oracle.fastest() if reach is None or not cells.network.images else None
         kept = []
-        for v, least_ms in enumerate(fastest):
-            alive = least_ms <= self.problem.ceiling_ms
+        for v, size in enumerate(cells.sizes):
+            alive = np.ones(size, dtype=bool) if fastest is None else fastest[v] <= self.problem.ceiling_ms
             if reach is not None:
                 alive &= reach[v] > self._threshold
             if not alive.any():

@@ -54,19 +54,32 @@ class Live:
         relations: Sequence[Relation],
         images: Sequence[tuple[int, int]],
     ) -> None:
-        self.slots: dict[int, Scope] = dict(enumerate(scopes))
+        self.slots: dict[int, Scope] = {}
+        self._holding: dict[int, set[int]] = {}
+        for slot, scope in enumerate(scopes):
+            self.put(slot, scope)
         self.relations: dict[int, Relation] = dict(enumerate(relations))
+        self._ties: dict[int, list[int]] = {}
+        for key, relation in self.relations.items():
+            for u in (relation.a, relation.b, relation.total):
+                self._ties.setdefault(u, []).append(key)
         self.image_of: dict[int, int] = {image: v for v, image in images}
         self.image: dict[int, int] = dict(images)
         self.adds = bool(images)
 
+    def put(self, slot: int, scope: Scope) -> None:
+        """Add a table."""
+        self.slots[slot] = scope
+        for u in scope:
+            self._holding.setdefault(u, set()).add(slot)
+
     def inside(self, v: int) -> list[int]:
         """The tables that hold ``v``."""
-        return [slot for slot, scope in self.slots.items() if v in scope]
+        return sorted(self._holding.get(v, ()))
 
     def tied(self, v: int) -> list[int]:
         """The relations that hold ``v``."""
-        return [key for key, r in self.relations.items() if v in (r.a, r.b, r.total)]
+        return [key for key in self._ties.get(v, ()) if key in self.relations]
 
     def going(self, v: int) -> Going:
         """How ``v`` would go now."""
@@ -118,21 +131,21 @@ class Live:
         parts = {relation.a, relation.b}
         if v != relation.total or parts & self.image.keys():
             return False
-        return not any(parts <= set(scope) for scope in self.slots.values())
+        return not self._holding.get(relation.a, set()) & self._holding.get(relation.b, set())
 
-    def remove(self, v: int, going: Going, result: int) -> None:
-        """Take ``v`` away; what is left of its tables is table ``result``."""
+    def remove(self, v: int, going: Going) -> None:
+        """Take ``v`` (and for a sum its partner) away, with all tables and relations that hold it."""
         gone = [v, going.partner] if going.how == "add" else [v]
         for u in gone:
             for slot in self.inside(u):
-                del self.slots[slot]
+                for w in self.slots.pop(slot):
+                    self._holding[w].discard(slot)
             for key in self.tied(u):
                 del self.relations[key]
             if u in self.image_of:
                 self.image.pop(self.image_of.pop(u), None)
             if u in self.image:
                 self.image_of.pop(self.image.pop(u), None)
-        self.slots[result] = tuple(sorted(going.left))
 
 
 @dataclass(frozen=True)
@@ -173,10 +186,14 @@ def elimination_order(
         going = goings[v]
         order.append(v)
         taken.append(going)
-        # What was near it may go in another way now.
-        near = {u for slot in live.slots.values() if not going.joint.isdisjoint(slot) for u in slot}
-        near |= {u for r in live.relations.values() for u in (r.a, r.b, r.total)} if live.adds else set()
-        live.remove(v, going, len(scopes) + v)
-        remaining -= {v, going.partner} if going.how == "add" else {v}
-        stale = near | set(going.left) | set(going.joint) | ({going.partner} - {-1})
+        gone = {v, going.partner} if going.how == "add" else {v}
+        # What shares a table with what is left may go in another way now, and so may the parts of its sums.
+        stale = set(going.left) | set(going.joint) | ({going.partner} - {-1})
+        live.remove(v, going)
+        live.put(len(scopes) + v, tuple(sorted(going.left)))
+        if live.adds:
+            stale |= {u for w in stale for slot in live.inside(w) for u in live.slots[slot]}
+            ties = [live.relations[key] for w in stale for key in live.tied(w)]
+            stale |= {u for r in ties for u in (r.a, r.b, r.total)}
+        remaining -= gone
     return Order(tuple(order), tuple(taken))

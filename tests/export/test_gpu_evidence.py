@@ -107,7 +107,7 @@ def _rows_then(what):
     ("what", "why"),
     [
         (lambda: time.sleep(60), "cut off after 2 s; the rows until then are kept"),
-        (lambda: os.kill(os.getpid(), signal.SIGSEGV), "ended by SIGSEGV"),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), "ended by SIGKILL"),
         (lambda: os._exit(7), "ended with exit code 7"),
         (lambda: subprocess.run(["sleep", "60"], check=True), "cut off after 2 s; the rows until then are kept"),
         (lambda: 1 / 0, "ZeroDivisionError: division by zero (test_gpu_evidence.py"),

@@ -1,6 +1,7 @@
 """The parts by themselves: elimination, the knapsack, the check, the frontier."""
 
 import itertools
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -8,12 +9,13 @@ import pytest
 
 from halp_iee.errors import UsageError
 from halp_iee.graph.records import Width
-from halp_iee.solve import CertificateError, build, frontier, solve, verify
+from halp_iee.solve import CertificateError, build, frontier, joint, solve, verify
+from halp_iee.solve.dual import Oracle
 from halp_iee.solve.eliminate import Elimination
 from halp_iee.solve.halp import fill_knapsack
-from halp_iee.solve.network import compile_network, cut
+from halp_iee.solve.network import compile_network, cut, with_images
 from halp_iee.solve.order import elimination_order
-from tests.solve.fakes import TableCost, TableLayer, random_cost, random_importance
+from tests.solve.fakes import TableCost, TableLayer, every_choice, random_cost, random_importance
 
 
 def separable(weights, values):
@@ -74,23 +76,35 @@ def test_random_knapsacks_are_solved_to_the_optimum_of_an_independent_program():
         assert sum(w for w, taken in zip(weights, chosen, strict=True) if taken) <= capacity
 
 
-def test_elimination_finds_the_least_sum_and_every_marginal():
+def full_points(network):
+    """Every choice as grid indices of all variables, sums and images included."""
+    count = len(network.problem.groups)
+    sizes = [len(variable.grid) for variable in network.variables]
+    for point in itertools.product(*(range(size) for size in sizes[:count])):
+        full = list(point)
+        for variable in network.variables[count:]:
+            total = sum(per * network.variables[g].grid[point[g]] for g, per in variable.members)
+            full.append(int(np.searchsorted(variable.grid, total)))
+        yield full
+
+
+@pytest.mark.parametrize("images", [False, True])
+def test_elimination_finds_the_least_sum_and_every_marginal(images):
+    ways = Counter()
     for seed in range(60):
         rng = np.random.default_rng(seed)
         cost = random_cost(rng, most_groups=4, most_units=4)
         network = compile_network(build(cost, random_importance(rng, cost.sizes), 1.0))
+        network = with_images(network) if images else network
         sizes = [len(variable.grid) for variable in network.variables]
-        order = elimination_order(sizes, network.scopes, network.relations)
+        order = elimination_order(sizes, network.scopes, network.relations, network.images)
+        ways.update(going.how for going in order.goings)
         cells = cut(network, tuple(np.arange(size) for size in sizes))
         elimination = Elimination(cells, network.scopes, order, cap=1 << 30)
+        assert elimination.exact
         tables = [rng.normal(size=[sizes[v] for v in scope]) for scope in network.scopes]
-        count = len(network.problem.groups)
         marginals = [np.full(size, np.inf) for size in sizes]
-        for point in itertools.product(*(range(size) for size in sizes[:count])):
-            full = list(point)
-            for variable in network.variables[count:]:
-                total = sum(per * network.variables[g].grid[point[g]] for g, per in variable.members)
-                full.append(int(np.searchsorted(variable.grid, total)))
+        for full in full_points(network):
             weight = sum(
                 table[tuple(full[v] for v in scope)] for scope, table in zip(network.scopes, tables, strict=True)
             )
@@ -102,6 +116,57 @@ def test_elimination_finds_the_least_sum_and_every_marginal():
         assert found == pytest.approx(least)
         for mine, truth in zip(elimination.marginals(tables), marginals, strict=True):
             np.testing.assert_allclose(mine, truth, rtol=1e-9, atol=1e-9)
+    assert {"plain", "relation"} | ({"expand", "collapse", "add"} if images else set()) <= set(ways)
+
+
+@pytest.mark.parametrize("cap", [1 << 30, 40])
+def test_coarse_cells_promise_at_least_what_is_true(cap):
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        cost = random_cost(rng, most_groups=4, most_units=6)
+        problem = build(cost, random_importance(rng, cost.sizes), 1.0)
+        plain = compile_network(problem)
+        network = with_images(plain, spare_ms=float(rng.choice([0.0, 0.1 * cost.dense_ms])))
+        sizes = [len(variable.grid) for variable in network.variables]
+        starts = [np.union1d(0, np.flatnonzero(rng.random(size) < 0.5)) for size in sizes]
+        for v, image in network.images:
+            starts[v] = np.union1d(starts[v], starts[image])
+        order = elimination_order(sizes, network.scopes, network.relations, network.images)
+        reference = np.array([rng.integers(size) for size in sizes])
+        oracle = Oracle(cut(network, tuple(starts), reference if rng.random() < 0.5 else None), order, cap)
+        price, budget_ms = rng.gamma(1.0, 1.0), cost.dense_ms * rng.uniform(0.2, 0.9)
+        promised = price * (budget_ms - network.constant_ms) - oracle.choose(price)[0]
+        reach = oracle.reach(price, budget_ms) if oracle.elimination.exact else None
+        for full in full_points(network):
+            widths = np.array([plain.variables[g].grid[full[g]] for g in range(len(problem.groups))])
+            truth = problem.value(widths) - price * (float(problem.latency_ms(widths)) - budget_ms)
+            assert promised >= truth - 1e-9 * (1.0 + abs(truth))
+            if reach is not None:
+                for v, i in enumerate(full):
+                    cell = np.searchsorted(starts[v], i, side="right") - 1
+                    assert reach[v][cell] >= truth - 1e-9 * (1.0 + abs(truth))
+
+
+def test_sums_that_are_too_wide_for_one_table_still_end_in_the_optimum(monkeypatch):
+    for name, work in (("_QUICK_WORK", 60), ("_PASS_WORK", 100), ("_FIRST_SUM_WORK", 150), ("_SUM_WORK", 400)):
+        monkeypatch.setattr(joint, name, work)
+    with_sums = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        cost = random_cost(rng, most_groups=4, most_units=5)
+        importance = random_importance(rng, cost.sizes)
+        budget_ms = cost.dense_ms * rng.uniform(0.3, 0.95)
+        problem = build(cost, importance, budget_ms)
+        with_sums += bool(compile_network(problem).relations)
+        best = max((value for _, value, ms in every_choice(cost, importance) if ms <= budget_ms), default=None)
+        found = joint.solve_joint(problem, 0.0, enumerate_at=1)
+        if best is None:
+            assert found is None
+            continue
+        assert found is not None
+        assert found.bound >= best * (1 - 1e-9)
+        assert found.value == pytest.approx(best)
+    assert with_sums > 20
 
 
 def test_the_check_refuses_answers_that_were_tampered_with():

@@ -8,7 +8,17 @@ in `ChannelGraph.unknown` and freezes what it reads.
 from __future__ import annotations
 
 from halp_iee.graph.labels import Step
-from halp_iee.graph.rules import contraction, elementwise, norm, recurrent, reduction, shape, transforms, windows
+from halp_iee.graph.rules import (
+    contraction,
+    elementwise,
+    indexing,
+    norm,
+    recurrent,
+    reduction,
+    shape,
+    transforms,
+    windows,
+)
 from halp_iee.graph.rules.base import Rule
 
 RULES: dict[str, Rule] = {
@@ -17,6 +27,7 @@ RULES: dict[str, Rule] = {
     **norm.RULES,
     **reduction.RULES,
     **shape.RULES,
+    **indexing.RULES,
     **windows.RULES,
     **transforms.RULES,
     **recurrent.RULES,

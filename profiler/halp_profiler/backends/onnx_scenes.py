@@ -27,14 +27,14 @@ _READ_TWICE = frozenset({"add", "batch_norm", "activation"})
 """Kernels that would melt into the convolution before them, were it not read elsewhere too."""
 
 
-def build(requests: Sequence[Request], batch: int, *, touched_bytes: int = 0) -> onnx.ModelProto:
+def build(requests: Sequence[Request], batch: int, *, weights: int = 0) -> onnx.ModelProto:
     """One network with a scene for every request, in any order that the runtime chooses.
 
-    Where the scenes' own tensors are less than ``touched_bytes``, a matrix that makes up for it is multiplied beside
+    Where the scenes' own weights are less than ``weights`` bytes, a matrix that makes up for it is multiplied beside
     them, so that of their weights no more is left in the caches from one run to the next than of a network's.
     """
     d = Drawing()
-    columns = (touched_bytes - sum(map(held_bytes, requests))) // (4 * _ROWS)
+    columns = (weights - sum(map(weight_bytes, requests))) // (4 * _ROWS)
     if columns > 0:
         d.prefix = "s9999_"
         d.output(d.node("Gemm", [d.input("s9999_x", (1, _ROWS)), d.weight((_ROWS, columns))]))
@@ -49,18 +49,11 @@ def shapes_of(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
 
 
 def weight_bytes(request: Request) -> int:
-    """Bytes of the tensors that a scene holds, for a bound on memory."""
+    """Bytes of the weights of a scene's kernel."""
     k, c_in, c_out = request.kernel, request.c_in, request.c_out
     if k.op in ("conv", "conv_transpose"):
         return 4 * c_out * (k.group_width or c_in) * prod(k.kernel_size)
     return 4 * c_in * c_out if k.op == "linear" else 4 * c_in
-
-
-def held_bytes(request: Request) -> int:
-    """Bytes of a scene's weights and of its kernel's input and output."""
-    k = request.kernel
-    shapes = input_shape(k, request.c_in, 1), output_shape(k, request.c_out, 1)
-    return weight_bytes(request) + 4 * sum(map(prod, shapes))
 
 
 def _scene(d: Drawing, i: int, request: Request, batch: int) -> None:

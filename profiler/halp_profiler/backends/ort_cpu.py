@@ -20,7 +20,7 @@ from halp_profiler.timing import time_interleaved
 from halp_profiler.watch import CpuWatch
 
 _WEIGHTS = 96 << 20  # bytes of weights in one network at most: little enough for any memory
-_UNKNOWN = 16 << 20  # bytes that a network of which nothing is said touches
+_UNKNOWN = 16 << 20  # bytes of weights of a network of which nothing is said
 _KEPT = 0.4  # of a network's weights, in the middle of the sizes that one prunes to
 _TRIES = 3
 _PATIENCE = 5  # networks after which a slow machine counts as the usual one, and a busy one as no longer worth waiting
@@ -66,7 +66,7 @@ class OrtCpu:
         self._report = NodeReport(self._sessions)
         self._report.node_ms = self._reports_own_ms()
         self.block = self._find_block()
-        self._touched = _UNKNOWN
+        self._weights = _UNKNOWN
         self._reference_ms = min(_quick(self._runs([])[:, -1]) for _ in range(3))
         self._slow_in_a_row = self._busy_in_a_row = 0
 
@@ -81,7 +81,7 @@ class OrtCpu:
             source="measured",
             how={
                 "method": "the runtime's report on each node of networks that hold dozens of kernels",
-                "touched_mb": round(self._touched / 2**20, 1),
+                "weights_mb": round(self._weights / 2**20, 1),
                 "statistics": f"mean of the quicker half and quartiles of {self._min_rounds} or more runs",
                 "unstable_over": UNSTABLE_OVER,
                 "disturbed_over": DISTURBED_OVER,
@@ -116,11 +116,11 @@ class OrtCpu:
         return None
 
     def expect(self, ranges: Sequence[KernelRange]) -> None:
-        """Takes note of how much memory the network touches that consists of these kernels, once it is pruned."""
+        """Takes note of how many weights the network has that consists of these kernels, once it is pruned."""
         from halp_profiler.backends.onnx_scenes import weight_bytes
 
         whole = sum(r.layers * weight_bytes(Request(r.kernel, r.c_in[1], r.c_out[1])) for r in ranges)
-        self._touched = min(_WEIGHTS, int(_KEPT * whole))
+        self._weights = min(_WEIGHTS, int(_KEPT * whole))
 
     def companions(self, ranges: Sequence[KernelRange]) -> list[KernelRange]:
         """The reorderings between the two layouts that networks with these kernels may need, and the kernels that
@@ -147,7 +147,7 @@ class OrtCpu:
     def measure(self, requests: Sequence[Request]) -> list[Point]:
         """One point a request; what is disturbed or unsteady is measured again, and flagged if it stays so."""
         points: list[Point] = []
-        for part in _parts(requests, max(self._touched, _UNKNOWN)):
+        for part in _parts(requests, max(self._weights, _UNKNOWN)):
             new = self._once(part, self._min_rounds)
             for _ in range(0 if self._busy_in_a_row >= _PATIENCE else _TRIES - 1):
                 shaky = [i for i, p in enumerate(new) if p.flags]
@@ -177,7 +177,7 @@ class OrtCpu:
         from halp_profiler.backends import onnx_scenes
 
         everything = [*requests, _REFERENCE]
-        model = onnx_scenes.build(everything, self.batch, touched_bytes=self._touched)
+        model = onnx_scenes.build(everything, self.batch, weights=self._weights)
         try:
             return self._report.run(
                 model, everything, min_rounds=rounds or self._min_rounds, min_seconds=self._min_seconds
@@ -196,7 +196,7 @@ class OrtCpu:
         from halp_profiler.backends import onnx_scenes
 
         self._runs([request], 1)  # raises for the one that cannot run
-        model = onnx_scenes.build([request], self.batch, touched_bytes=self._touched)
+        model = onnx_scenes.build([request], self.batch, weights=self._weights)
         return self._report.run(model, [request], min_rounds=self._min_rounds, min_seconds=0.0)[: self._min_rounds]
 
     def _reports_own_ms(self) -> float:
@@ -228,12 +228,12 @@ class OrtCpu:
 
 def _parts(requests: Sequence[Request], most_bytes: int) -> list[list[Request]]:
     """The requests in parts that hold no more than so many bytes together."""
-    from halp_profiler.backends.onnx_scenes import held_bytes
+    from halp_profiler.backends.onnx_scenes import weight_bytes
 
     parts: list[list[Request]] = []
     held = 0
     for request in requests:
-        size = held_bytes(request)
+        size = weight_bytes(request)
         if not parts or held + size > most_bytes:
             parts.append([])
             held = 0
