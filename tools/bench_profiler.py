@@ -34,8 +34,10 @@ from halp_iee.solve import solve
 from halp_profiler.devices import attached
 
 FAMILIES = ("resnet50", "mobilenet_v2", "efficientnet_b0", "vgg11_bn", "densenet121", "regnet_x_400mf", "googlenet")
-CALIBRATION = tuple(zip((0.75, 0.6, 0.45, 0.3), ("solved", "odd", "solved", "even"), strict=True))
-HELD_OUT = tuple(zip((0.3, 0.45, 0.6, 0.8, 0.5), ("solved", "solved", "even", "solved", "odd"), strict=True))
+CALIBRATION = (
+    (0.75, "solved"), (0.6, "odd"), (0.45, "solved"), (0.3, "even"), (0.3, "solved"), (0.15, "even"), (0.15, "odd"),
+)  # fmt: skip
+HELD_OUT = ((0.3, "solved"), (0.45, "solved"), (0.6, "even"), (0.8, "solved"), (0.5, "odd"))
 """(share of the dense latency, how the widths are drawn) of each slim network."""
 
 

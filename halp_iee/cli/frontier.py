@@ -89,6 +89,7 @@ def prepare(
 @importance_option
 @click.option("--points", type=click.IntRange(2, 200), default=12, show_default=True, help="How many budgets.")
 @options.width_limits
+@options.allow_block_removal
 @options.keep_importance
 @html_option
 @options.input_shape
@@ -102,6 +103,7 @@ def command(
     points: int,
     min_fraction: float,
     width_step: int,
+    allow_block_removal: bool,
     keep_importance: float | None,
     html: Path | None,
     input_shape: tuple[int, ...] | None,
@@ -114,15 +116,18 @@ def command(
     Solves for the best widths at many budgets between the floor, which no pruning gets under, and the dense latency.
     With --keep-importance also for the least latency that keeps that share.
     """
-    from halp_iee.run.question import Question
+    from halp_iee.run.question import Question, priced
     from halp_iee.solve import solve_latency
     from halp_iee.solve.frontier import frontier
 
-    question = Question(min_fraction, width_step, keep_importance=keep_importance)
+    question = Question(
+        min_fraction, width_step, keep_importance=keep_importance, allow_block_removal=allow_block_removal
+    )
 
     bars = Bars()
     found = prepare(model, weights, criterion, input_shape, seed, device, bars)
-    table, cost, scores = found.table, found.cost, found.scores
+    table, scores = found.table, found.scores
+    cost = priced(question, found.graph, found.cost)
     whole = sum(float(s.sum()) for s in scores.values())
     limits = question.limits({name: len(values) for name, values in scores.items()})
     fastest = None

@@ -161,6 +161,10 @@ width_limits = compose(
         help="Widths are multiples of N, or whole; 8 suits most GPUs.",
     ),
 )  # fmt: skip
+allow_block_removal = click.option(
+    "--allow-block-removal", is_flag=True,
+    help="Residual branches may be removed whole, where one module adds its branch to its own input.",
+)  # fmt: skip
 keep_importance = click.option(
     "--keep-importance", type=click.FloatRange(0.0, 1.0, min_open=True), default=None, metavar="SHARE",
     help="Instead of a target: the least latency that keeps this share of the importance.",

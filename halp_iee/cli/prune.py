@@ -32,6 +32,7 @@ from halp_iee.run.target import Target
 @options.training
 @options.solver
 @options.width_limits
+@options.allow_block_removal
 @options.keep_importance
 @click.option(
     "--also",
@@ -60,6 +61,7 @@ def command(
     solver: str,
     min_fraction: float,
     width_step: int,
+    allow_block_removal: bool,
     keep_importance: float | None,
     also: tuple[str, ...],
     input_shape: tuple[int, ...] | None,
@@ -80,6 +82,7 @@ def command(
       halp-iee prune --model resnet20 --data digits --weights dense.safetensors --latency-target 0.4 --finetune-epochs 5
       halp-iee prune --model resnet50 --latency-target 0.5 --also titanv-b32.jsonl=0.4
       halp-iee prune --model resnet50 --keep-importance 0.9
+      halp-iee prune --model resnet50 --latency-target 0.3 --allow-block-removal
     """
     from halp_iee import pipeline
     from halp_iee.cli.assemble import device_choice, recipe
@@ -88,7 +91,8 @@ def command(
     from halp_iee.run.job import Job
     from halp_iee.run.question import Budget, Question
 
-    question = Question(min_fraction, width_step, tuple(Budget.parse(text) for text in also), keep_importance)
+    budgets = tuple(Budget.parse(text) for text in also)
+    question = Question(min_fraction, width_step, budgets, keep_importance, allow_block_removal)
     if keep_importance is not None:
         if click.get_current_context().get_parameter_source("target") != ParameterSource.DEFAULT:
             raise UsageError(

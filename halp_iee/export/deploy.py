@@ -15,7 +15,7 @@ from halp_iee.errors import ArtifactError, HalpError, UsageError
 from halp_iee.export.formats import WRITERS, require_runtime
 from halp_iee.export.gate import Exported, prove
 from halp_iee.export.onnx import writable
-from halp_iee.export.source import SUFFIX, Options, source_of
+from halp_iee.export.source import SUFFIX, Options, calibration, source_of
 from halp_iee.progress import Progress, Silent
 from halp_iee.run.directory import RunDirectory, read_json, write_json
 
@@ -44,6 +44,8 @@ def deploy(run: RunDirectory, result: Mapping[str, Any], out: Path, options: Opt
     writable(out)
     require_runtime(run, options)
     source = source_of(run, result, options)
+    if options.precision == "int8":
+        calibration(source)  # says before the work that there is nothing to calibrate with
     with progress.task(f"export to {options.format}") as task, _beside(out) as folder:
         candidate = WRITERS[options.format](source, folder / out.name)
         task.update(1, 3, "checking")

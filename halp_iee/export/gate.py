@@ -8,6 +8,7 @@ from pathlib import Path
 
 from halp_iee.errors import ArtifactError, ParityError
 from halp_iee.export import parity
+from halp_iee.export.call import as_call
 from halp_iee.export.formats import Candidate
 from halp_iee.export.onnx import export_onnx
 from halp_iee.export.source import MAX_DROP, TOLERANCE, Source, calibration
@@ -64,8 +65,10 @@ def prove(source: Source, candidate: Candidate, out: Path) -> Exported:
     images = 0
     if source.data is not None and source.result["top1"] is not None:
         top1, top1_torch, images = _accuracy(source, engine)
-    elif options.precision == "int8":
-        _agree(source, engine)
+    else:
+        _as_measured(source)
+        if options.precision == "int8":
+            _agree(source, engine)
     latency = _latency(source, engine) if options.precision != "fp32" and options.format != "tensorrt" else None
     return Exported(
         path=str(out), format=options.format, precision=options.precision,
@@ -107,6 +110,21 @@ def _accuracy(source: Source, engine: Engine) -> tuple[float, float, int]:
             "Nothing was written; allow more with --max-drop, or take another --precision",
         )  # fmt: skip
     return found.top1, expected.top1, expected.total
+
+
+def _as_measured(source: Source) -> None:
+    """Without labels: the run's own ONNX file, which is what was timed, computes what the artifact does."""
+    if not source.run.onnx.is_file():
+        return
+    call = as_call(source.model, source.example)
+    try:
+        parity.prove(source.model, OnnxEngine.load(source.run.onnx), [call], 10 * TOLERANCE["fp32"])
+    except ParityError as error:
+        raise ArtifactError(
+            f"The artifact {source.run.artifact} is not the one that the run measured",
+            f"{source.run.onnx.name} computes something else ({error.why})",
+            "It was changed since; run the job again with --fresh",
+        ) from error  # fmt: skip
 
 
 def _agree(source: Source, engine: Engine) -> None:

@@ -7,35 +7,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from halp_iee.latency.calibration import Calibration, fitted
 from halp_iee.latency.cost import LayerCost
 from halp_iee.latency.layers import Traced, Unmodelled, unmodelled_of
 from halp_iee.latency.table import LatencyTable
 from halp_iee.latency.terms import terms_of
 from halp_profiler.errors import TableError, UsageError
 from halp_profiler.kernel import Kernel
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """``measured = scale * sum of layers + offset_ms``, fitted to whole networks.
-
-    Attributes:
-        scale: of every layer.
-        offset_ms: of a call, for what no layer stands for.
-        predicted_ms, measured_ms: the points; predicted by the layers alone.
-        residuals: (fitted - measured) / measured of each point.
-    """
-
-    scale: float
-    offset_ms: float
-    predicted_ms: tuple[float, ...]
-    measured_ms: tuple[float, ...]
-    residuals: tuple[float, ...]
-
-    @property
-    def worst(self) -> float:
-        """The largest relative residual."""
-        return max((abs(r) for r in self.residuals), default=0.0)
 
 
 @dataclass(frozen=True)
@@ -106,11 +84,9 @@ class LatencyModel:
         return self.fixed_ms + sum(float(c.ms(c.c_in(widths), c.c_out(widths))) for c in self.layers)
 
     def calibrate(self, points: Sequence[tuple[Mapping[str, int], float]]) -> LatencyModel:
-        """Fits scale and offset to whole networks: ``measured_ms ~ scale * predicted_ms + offset_ms``.
+        """Fits scale, offset and, given enough networks, a cost of the weights to whole networks.
 
-        The relative error is minimised, ``sum ((scale p + offset - m) / m)^2``, with the offset not negative.
-        With one point, or points that lie within 10% of each other, only the scale is fitted; from five
-        points on, those over three times the median error off are left out of a second fit.
+        See ``halp_iee.latency.calibration.fitted``.
 
         Args:
             points: (widths, measured ms) of networks that were built and timed in the runtime.
@@ -128,16 +104,19 @@ class LatencyModel:
                 "there are no points" if not len(measured) else "a measured latency is not a number above 0",
                 "Measure at least the dense network",
             )
-        raw = self._with(1.0, 0.0, None)
+        raw = self._with(1.0, 0.0, 0.0, None)
         predicted = np.array([raw.predict(widths) for widths, _ in points])
-        scale, offset = _fit(predicted, measured)
-        error = np.abs(scale * predicted + offset - measured) / measured
-        good = error <= max(3 * float(np.median(error)), 1e-3)
-        if len(measured) >= 5 and not good.all():
-            scale, offset = _fit(predicted[good], measured[good])
-        residuals = (scale * predicted + offset - measured) / measured
-        fit = Calibration(scale, offset, tuple(predicted.tolist()), tuple(measured.tolist()), tuple(residuals.tolist()))
-        return self._with(scale, offset, fit)
+        scale, offset, per_mb = fitted(predicted, measured, np.array([raw.weights_mb(widths) for widths, _ in points]))
+        model = self._with(scale, offset, per_mb, None)
+        residuals = np.array([model.predict(widths) for widths, _ in points]) / measured - 1
+        model.calibration = Calibration(
+            scale, offset, tuple(predicted.tolist()), tuple(measured.tolist()), tuple(residuals.tolist()), per_mb
+        )
+        return model
+
+    def weights_mb(self, widths: Mapping[str, int]) -> float:
+        """Weights of the layers' kernels in MB, as fp32."""
+        return sum(float(c.weights_mb(c.c_in(widths), c.c_out(widths))) for c in self.layers)
 
     def describe(self) -> tuple[LayerReport, ...]:
         """Every layer's kernel, dense widths, dense latency in ms and share of the network's, in execution order."""
@@ -154,23 +133,10 @@ class LatencyModel:
             for c in self.layers
         )
 
-    def _with(self, scale: float, offset_ms: float, calibration: Calibration | None) -> LatencyModel:
+    def _with(self, scale: float, offset_ms: float, per_mb: float, calibration: Calibration | None) -> LatencyModel:
         other = object.__new__(LatencyModel)
-        other.layers = tuple(replace(c, scale=scale) for c in self.layers)
+        other.layers = tuple(replace(c, scale=scale, weight_ms_per_mb=per_mb) for c in self.layers)
         other.graph = self.graph
         other.missing, other.unmodelled, other.table = self.missing, self.unmodelled, self.table
         other.fixed_ms, other.calibration = offset_ms, calibration
         return other
-
-
-def _fit(predicted: np.ndarray, measured: np.ndarray) -> tuple[float, float]:
-    """Scale and offset >= 0 of the least relative error."""
-    p = predicted / measured
-    scale_alone = float(p.sum() / (p @ p)) if (p @ p) > 0 else 1.0
-    if len(p) < 2 or np.ptp(predicted) < 0.1 * predicted.max():
-        return scale_alone, 0.0
-    A = np.stack([p, 1 / measured], 1)
-    (scale, offset), *_ = np.linalg.lstsq(A, np.ones(len(p)), rcond=None)
-    if scale <= 0 or offset < 0:
-        return scale_alone, 0.0
-    return float(scale), float(offset)

@@ -162,7 +162,7 @@ def _of_setting(setting: str, found: Sequence[Entry]) -> str:
     )  # fmt: skip
     chart = f'<div class="panel">{drawn}</div>' if drawn else ""
     note = (
-        f'<p class="note after">Without accuracy, in the table alone: {esc(", ".join(missing))}.</p>' if missing else ""
+        f'<p class="note after">Without accuracy, in the table alone: {esc("; ".join(missing))}.</p>' if missing else ""
     )
     return section(setting, chart + note + _table(found), "On the dashed frontier nothing is both faster and better.")
 

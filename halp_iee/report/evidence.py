@@ -23,6 +23,7 @@ def layers(data: Data) -> str:
         (str(row.get("name", "?")), number(row.get("dense_ms")) or 0.0, number(row.get("slim_ms")) or 0.0)
         for row in rows(data.get("layers"))
     ]
+    known = [one for one in known if one[1] or one[2]]  # reorderings that never happen have a row in the model
     if not known:
         return ""
     result, fixed = mapping(data.get("result")), number(data.get("fixed_ms")) or 0.0
@@ -144,8 +145,9 @@ def _table_facts(table: Data) -> str:
         ("Source", table.get("source")),
         ("Points", len(points) if isinstance(points, (list, tuple)) else points),
         ("Error on held-out points", text.percent(table.get("held_out_error"), 1)),
-        *((key, value) for key, value in table.items() if key not in ("device", "source", "points", "held_out_error")),
-    ]
+        *((str(key).replace("_", " ").capitalize(), value) for key, value in table.items()
+          if key not in ("device", "source", "points", "held_out_error")),
+    ]  # fmt: skip
     return facts(lines) if table else ""
 
 
@@ -227,7 +229,10 @@ def _panel(title: str, drawn: str) -> str:
 
 def environment(data: Data) -> str:
     result = mapping(data.get("result"))
-    known = [(str(key), value) for key, value in mapping(data.get("environment")).items()]
+    installed = dict(mapping(data.get("environment")))
+    if "runtime" in installed and "runtime_version" in installed:
+        installed[str(installed.pop("runtime"))] = installed.pop("runtime_version")
+    known = [(str(key).replace("_", " "), value) for key, value in installed.items()]
     known += [
         (label, result.get(key))
         for label, key in (

@@ -53,12 +53,14 @@ class Question:
         width_step: widths are multiples of it, or a group's whole size.
         also: further budgets that the same widths must hold, in the order given.
         keep_importance: a share of all importance: then the least latency that keeps it is looked for.
+        allow_block_removal: residual branches may be removed whole.
     """
 
     min_fraction: float = 0.0
     width_step: int = 1
     also: tuple[Budget, ...] = ()
     keep_importance: float | None = None
+    allow_block_removal: bool = False
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.min_fraction <= 1.0:
@@ -85,7 +87,27 @@ class Question:
         return {
             "min_fraction": self.min_fraction, "width_step": self.width_step,
             "also": [str(budget) for budget in self.also], "keep_importance": self.keep_importance,
+            "allow_block_removal": self.allow_block_removal,
         }  # fmt: skip
+
+
+def priced(question: Question, graph: ChannelGraph, model: Any) -> Any:
+    """The cost model in which branches may be removed, where that is asked for.
+
+    Raises:
+        UsageError: it is asked for, and the network has no branch that can be removed.
+    """
+    if not question.allow_block_removal:
+        return model
+    from halp_iee.solve.branches import WithBranches
+
+    if not graph.branches:
+        raise UsageError(
+            "no branch can be removed whole",
+            "the network has none that one module adds to its own input and nothing else reads",
+            "leave --allow-block-removal out",
+        )
+    return WithBranches(model, graph.branches)
 
 
 def answerer(
@@ -97,6 +119,11 @@ def answerer(
         UsageError: several budgets, or an importance to keep, with another solver than ``joint``.
         TableError: a table that is not there or does not cover the network.
     """
+    if question.allow_block_removal and solver == "halp":
+        raise UsageError(
+            "the solver halp cannot answer this", "branches may be removed, and it looks at one group at a time",
+            "use --solver joint or cp-sat",
+        )  # fmt: skip
     limits = question.limits({name: len(values) for name, values in scores.items()})
     if (question.also or question.keep_importance is not None) and solver != "joint":
         raise UsageError(
@@ -111,7 +138,8 @@ def answerer(
     others: dict[str, tuple[Any, float]] = {}
     for budget in question.also:
         model = _model(graph, budget.table)
-        others[str(budget)] = (model, budget.target.resolve_ms(model.dense_ms, model.table.batch))
+        target_ms = budget.target.resolve_ms(model.dense_ms, model.table.batch)
+        others[str(budget)] = (priced(question, graph, model), target_ms)
 
     def solve_at(budget_ms: float) -> Answer:
         answer, spent = solve_all({"": (cost, budget_ms), **others}, scores, **limits)

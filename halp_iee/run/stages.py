@@ -26,6 +26,7 @@ from halp_iee.progress import Progress
 from halp_iee.run.clock import RuntimeClock
 from halp_iee.run.directory import RunDirectory, read_json, write_json
 from halp_iee.run.job import DeviceChoice, Job, short_name
+from halp_iee.run.question import priced
 from halp_iee.solve import solve
 from halp_iee.train.processes import Processes
 from halp_profiler.devices import Device
@@ -298,13 +299,14 @@ def cost(job: Job, network: Network, table: Table, run: RunDirectory, progress: 
     everything = {name: np.ones(size) for name, size in prunable_sizes(network.graph).items()}
     if not table.local:
         progress.say(_not_timed(table))
+        model = priced(job.question, network.graph, model)
         target_ms = job.target.resolve_ms(model.dense_ms, batch)
         solve(model, everything, target_ms)  # raises under the floor
         return Cost(model, None, target_ms, (), table.table.summary())
     clock = RuntimeClock(network.graph, network.example, threads=job.device.threads)
     points = Processes.here().once(lambda: _time_whole_networks(job, network, model, clock, run, progress))
     clock.scale_to(points[0][1])
-    calibrated = model.calibrate(points)
+    calibrated = priced(job.question, network.graph, model.calibrate(points))
     target_ms = job.target.resolve_ms(points[0][1], batch)
     solve(calibrated, everything, target_ms)
     record = tuple((model.predict(widths), calibrated.predict(widths), ms) for widths, ms in points)

@@ -103,6 +103,12 @@ def solve_problem(
     if not problem.groups:
         _raise_under_floor(problem, problem.predict_ms(most), None)
     if solver == "halp":
+        if problem.least.min(initial=1) == 0:
+            raise UsageError(
+                "the solver halp cannot answer this",
+                "branches may be removed, and it looks at one group at a time",
+                "Use joint or cp-sat",
+            )
         widths = solve_halp(problem, resolution_ms=resolution_ms, as_published=as_published)
         bound = bound_importance(problem)
         if widths is not None:
@@ -175,7 +181,7 @@ def _raise_under_floor(problem: Problem, floor: float, least: float | None) -> N
 
 def _way_down(problem: Problem) -> str:
     """What else than a higher target would help: the limits if there are any, else another network."""
-    held = [g for g in problem.groups if g.widths[0] > max(1, g.standing)]
+    held = [g for g in problem.groups if g.widths[0] > max(1, g.standing)]  # those of branches may go
     if held:
         one = max(held, key=lambda g: g.widths[0])
         return (

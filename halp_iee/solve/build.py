@@ -34,7 +34,8 @@ def build(
     Args:
         cost: anything with ``layers`` (each ``name``, ``c_in`` and ``c_out`` as ``Width``, ``ms(c_in, c_out)``
             over broadcasting arrays, in ms), ``fixed_ms`` and ``predict(widths)``. Where it also has
-            ``graph.groups``, groups that are not prunable are not decided even when scored.
+            ``graph.groups``, groups that are not prunable are not decided even when scored. Where it has ``branches``
+            (``WithBranches``), the groups of each may have no units, all of them or none.
         importance: group name -> one score a unit, finite and not negative. Groups without scores are
             not decided: they stay as in ``active`` (without it as in ``standing``), else whole.
         budget_ms: the most that the network may cost, whole, in ms.
@@ -64,6 +65,12 @@ def build(
     for label, limit in (("min_units", min_units), ("max_units", max_units), ("steps", steps)):
         _check_limit(limit, sizes, label)
 
+    leaving = {
+        name
+        for branch in getattr(cost, "branches", ())
+        if standing is None and set(branch) <= set(decided)
+        for name in branch
+    }
     groups, settled = [], {}
     for name, size in sizes.items():
         allowed = active_units.get(name, np.arange(size, dtype=np.int64))
@@ -84,6 +91,8 @@ def build(
         candidates = np.setdiff1d(allowed, stands)
         order = np.concatenate([stands, candidates[np.argsort(-scores[candidates], kind="stable")]])
         widths = _widths(name, len(order), len(stands), min_units, max_units, steps)
+        if name in leaving:
+            widths = np.union1d(0, widths)
         cumulated = np.concatenate([[0.0], np.cumsum(scores[order])])
         groups.append(UnitGroup(name, size, order, len(stands), widths, cumulated[widths]))
     for name, units in active_units.items():

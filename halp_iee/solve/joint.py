@@ -199,7 +199,7 @@ def solve_joint(
     branch = _Branch(problem, Search(network), enumerate_at)
     branch.offer_widths(start)
     bound = branch.run(network, tolerance, total_work)
-    if bound - branch.value > _EPSILON * abs(bound):
+    if bound - branch.value > _EPSILON * abs(bound) and problem.least.min(initial=1) > 0:
         # The knapsack's answer is a point like any other; so this solver's is never below it.
         branch.offer_widths(solve_halp(problem, between=(branch.value, bound * (1.0 + _EPSILON))))
     if branch.point is None:

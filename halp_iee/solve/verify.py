@@ -27,7 +27,7 @@ def verify(
 ) -> None:
     """Check one answer.
 
-    Every group keeps at least one unit, each once; active and standing units are respected; widths,
+    Every group keeps at least one unit, each once, or nothing where all groups of a branch may go and do; active and standing units are respected; widths,
     latency, value, gap and bound are what the units kept say; the budget holds.
 
     Args:
@@ -38,9 +38,13 @@ def verify(
         CertificateError: naming what does not hold.
     """
     value = 0.0
+    branches = [set(branch) for branch in getattr(cost, "branches", ())]
+    gone = {name for branch in branches if not any(len(answer.keep.get(g, ())) for g in branch) for name in branch}
     for name, units in answer.keep.items():
         kept = {int(unit) for unit in units}
-        _require(len(kept) == len(units) > 0, f"group {name!r} keeps no unit or one twice")
+        _require(
+            len(kept) == len(units) and (len(kept) > 0 or name in gone), f"group {name!r} keeps no unit or one twice"
+        )
         _require(list(units) == sorted(kept), f"the units of group {name!r} are not in order")
         _require(answer.widths.get(name) == len(kept), f"group {name!r} keeps another number than its width")
         if active is not None and name in active:

@@ -51,7 +51,7 @@ _ALL = (
               "NVIDIA Tesla V100 GPU architecture whitepaper (WP-08608-001), SXM2; multiprocessors, bandwidth and L2 "
               "compared; fp32 as 2 x 5120 lanes x boost clock"),
     Datasheet("rtx2080ti", "NVIDIA GeForce RTX 2080 Ti", 68, 1545, {"fp32": 13.4, "fp16": 53.8}, 616.0, 5.5, "7.5",
-              f"{_TURING}; multiprocessors and clock compared"),
+              f"{_TURING}; multiprocessors, clock, fp32 and bandwidth compared"),
     Datasheet("rtx3090", "NVIDIA GeForce RTX 3090", 82, 1695, {"fp32": 35.6, "tf32": 35.6, "fp16": 71.0}, 936.0, 6.0,
               "8.6", f"{_GA102}; multiprocessors, fp32 and L2 compared"),
     Datasheet("rtx4090", "NVIDIA GeForce RTX 4090", 128, 2520, {"fp32": 82.6, "tf32": 82.6, "fp16": 165.2}, 1008.0,
@@ -67,7 +67,7 @@ _ALL = (
               "8.7", "NVIDIA Jetson AGX Orin series technical brief, GPU only, dense; multiprocessors, fp32 and L2 "
               "compared"),
     Datasheet("xavier", "NVIDIA Jetson AGX Xavier", 8, 1377, {"fp32": 1.41, "fp16": 11.3}, 136.5, 0.5, "7.2",
-              "NVIDIA Jetson AGX Xavier series datasheet, GPU only; not compared with a second source"),
+              "NVIDIA Jetson AGX Xavier series datasheet, GPU only; multiprocessors compared, the rest not"),
 )  # fmt: skip
 
 DATASHEETS: Mapping[str, Datasheet] = {d.name: d for d in _ALL}

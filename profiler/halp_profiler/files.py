@@ -13,9 +13,14 @@ from pathlib import Path
 def whole(path: Path) -> Iterator[Path]:
     """A file to write instead of `path`, beside it; it takes its place when all of it is on the disk.
 
+    What is no file, as a pipe or a device, is written to itself: to replace it would take it away from others.
+
     Raises:
         OSError: as writing does; `path` is what it was, and nothing is left beside it.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        yield path
+        return
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.touch()

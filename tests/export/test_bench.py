@@ -145,6 +145,8 @@ def test_an_onnx_file_of_any_origin_is_measured_once_its_open_axes_are_given(fil
     assert row["batch"] == 2
     assert run(["bench", name, *QUICK, "--shape", "ids:2x16", "--shape", "mask:2x9"]) == 2
     assert "fails in ONNX Runtime" in capsys.readouterr().err
+    assert run(["bench", name, *QUICK, *shapes, "--shape", "other:1x3"]) == 2
+    assert "no network here has an input 'other'" in capsys.readouterr().err
     np.savez(tmp_path / "in.npz", ids=np.arange(10).reshape(1, 10), mask=np.ones((1, 10), bool))
     assert run(["bench", name, *QUICK, "--inputs", str(tmp_path / "in.npz")]) in (0, 3)
     np.savez(tmp_path / "in.npz", nonsense=np.ones(3))

@@ -30,7 +30,7 @@ from halp_iee.measure.runtime import OnnxEngine
 from halp_iee.run.directory import RunDirectory
 from halp_iee.run.reload import slim_network
 from halp_iee.train.data import load
-from tests.export.conftest import Run, make_run
+from tests.export.conftest import NETWORK, Run, make_run
 
 SERVE = Path(__file__).parents[2] / "examples" / "serve_onnx.py"
 try:
@@ -147,6 +147,25 @@ def test_an_artifact_that_was_changed_since_is_refused(a_run: Run, form: str, ca
     assert halp_iee(["export", str(a_run.root), "--format", form]) == 1
     assert "not the one that the run measured" in capsys.readouterr().err
     assert listing(a_run.root) == before
+
+
+def test_an_artifact_that_was_changed_is_found_without_data_too(tmp_path: Path, capsys) -> None:
+    """There is no accuracy to compare with; what the run measured is its ONNX file."""
+    (tmp_path / "net.py").write_text(NETWORK)
+    made = make_run(tmp_path / "run", f"{tmp_path / 'net.py'}:build", None, (1, 20, 20))
+    file = made.root / "model.safetensors"
+    with __import__("safetensors").safe_open(file, "pt") as whole:
+        recipe = whole.metadata()
+    tensors = load_file(file)
+    assert halp_iee(["export", str(made.root), "--format", "torch-export"]) == 0
+    (made.root / "exported.pt2").unlink()
+    tensors["head.weight"] = tensors["head.weight"] * 1.5
+    save_file(tensors, file, metadata=recipe)
+    before = listing(made.root)
+    for form in ("onnx", "torch-export", "safetensors"):
+        assert halp_iee(["export", str(made.root), "--format", form]) == 1
+        assert "not the one that the run measured" in capsys.readouterr().err
+    assert listing(made.root) == before
 
 
 def test_a_runtime_that_computes_something_else_is_found_out(a_run: Run, monkeypatch) -> None:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.graph.networks import conv, stir
+from tests.graph.base import conv, stir
 from tests.graph.sequence_architectures import (
     Decoder,
     Experts,

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.graph.base import Net, conv, stir
+from tests.graph.layers import (
+    ChannelAttention,
+    GroupNormed,
+    Normalised,
+    Parametric,
+    PixelShuffled,
+    Standardised,
+    Transposed,
+    UnknownOperation,
+    UpAndDown,
+    Volumes,
+    WeightNormed,
+)
 from tests.graph.tokens import (
     CrossAttention,
     FixedHeadSize,
@@ -21,27 +34,6 @@ from tests.graph.tokens import (
     Tokens,
     WrittenAttention,
 )
-
-
-def conv(i: int, o: int, k: int = 3, **more: Any) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(i, o, k, padding=k // 2, bias=False, **more), nn.BatchNorm2d(o), nn.ReLU(True))
-
-
-class Net(nn.Module):
-    """A stem, a body defined by a subclass, and a linear head."""
-
-    inputs: Callable[[], Any] = staticmethod(lambda: torch.randn(2, 3, 8, 8))
-
-    def __init__(self, width: int = 8, out: int = 8) -> None:
-        super().__init__()
-        self.stem = conv(3, width)
-        self.head = nn.Linear(out, 5)
-
-    def body(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def forward(self, x: Tensor) -> Any:
-        return self.head(self.body(self.stem(x)).mean((2, 3)))
 
 
 class Residual(Net):
@@ -223,27 +215,6 @@ class DictOutput(Net):
         return {"logits": self.head(x.mean((2, 3))), "more": [self.mask(x), {"none": None}]}
 
 
-class Transposed(Net):
-    def __init__(self) -> None:
-        super().__init__(8, 8)
-        self.up, self.groups = (
-            nn.ConvTranspose2d(8, 12, 2, stride=2),
-            nn.ConvTranspose2d(12, 8, 2, stride=2, groups=4),
-        )
-
-    def body(self, x: Tensor) -> Tensor:
-        return self.groups(F.relu(self.up(x)))
-
-
-class Parametric(Net):
-    def __init__(self) -> None:
-        super().__init__()
-        self.each, self.one, self.a = nn.PReLU(8, 0.1), nn.PReLU(), nn.Conv2d(8, 8, 3, padding=1)
-
-    def body(self, x: Tensor) -> Tensor:
-        return self.each(self.a(self.one(x - 0.5)))
-
-
 class OneOutput(Net):
     """A convolution with one output channel is not depthwise."""
 
@@ -262,30 +233,6 @@ class DataDependent(Net):
 
     def body(self, x: Tensor) -> Tensor:
         return self.a(x) if float(x.abs().sum()) >= 0 else self.b(x)
-
-
-class GroupNormed(Net):
-    def __init__(self) -> None:
-        super().__init__(12, 12)
-        self.a, self.n = nn.Conv2d(12, 12, 3, padding=1), nn.GroupNorm(4, 12)
-        self.i = nn.InstanceNorm2d(12, affine=True)
-
-    def body(self, x: Tensor) -> Tensor:
-        return self.i(F.gelu(self.n(self.a(x))))
-
-
-class ChannelAttention(Net):
-    """A convolution that slides over the channels, and a maximum over them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.slide = nn.Conv1d(1, 1, 3, padding=1, bias=False)
-        self.a, self.b = conv(8, 8), conv(8, 8)
-
-    def body(self, x: Tensor) -> Tensor:
-        s = self.slide(x.mean((2, 3)).unsqueeze(1)).sigmoid().transpose(1, 2).unsqueeze(-1)
-        x = self.a(x * s)
-        return self.b(x * x.amax(1, keepdim=True))
 
 
 class Shifted(Net):
@@ -315,15 +262,6 @@ class PaddedShortcut(Net):
         return F.relu(self.a(x) + F.pad(x, (0, 0, 0, 0, 4, 4)))
 
 
-class PixelShuffled(Net):
-    def __init__(self) -> None:
-        super().__init__(8, 6)
-        self.a, self.b = nn.Conv2d(8, 24, 1), conv(6, 6)
-
-    def body(self, x: Tensor) -> Tensor:
-        return self.b(F.pixel_shuffle(self.a(x), 2))
-
-
 class ScaledByWidth(Net):
     """Multiplies by a number computed from a width: the number would change."""
 
@@ -334,53 +272,6 @@ class ScaledByWidth(Net):
     def body(self, x: Tensor) -> Tensor:
         x = self.a(x)
         return self.b(x * x.shape[1] ** -0.5)
-
-
-class Normalised(Net):
-    """Channels divided by their norm over the channels, and by their own spatial norm."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = conv(8, 8), conv(8, 8)
-
-    def body(self, x: Tensor) -> Tensor:
-        x = F.normalize(self.a(x), dim=1)
-        return self.b(x / (1 + x.norm(dim=(2, 3), keepdim=True)))
-
-
-class UnknownOperation(Net):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.c = conv(8, 8), conv(8, 8), conv(8, 8)
-
-    def body(self, x: Tensor) -> Tensor:
-        y = torch.linalg.qr(self.b(x))[0]
-        return self.c(self.a(x)) + y
-
-
-class Volumes(nn.Module):
-    inputs = staticmethod(lambda: (torch.randn(2, 3, 4, 6, 6), torch.randn(2, 3, 12)))
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.n, self.b = nn.Conv3d(3, 8, 3), nn.BatchNorm3d(8), nn.Conv3d(8, 6, 1)
-        self.c, self.m, self.d = nn.Conv1d(3, 8, 3), nn.BatchNorm1d(8), nn.Conv1d(8, 6, 1)
-        self.head = nn.Linear(6, 4)
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        one = self.b(F.relu(self.n(self.a(x)))).mean((2, 3, 4))
-        two = F.adaptive_max_pool1d(self.d(F.leaky_relu(self.m(self.c(y)))), 1).squeeze(-1)
-        return self.head(torch.stack([one, two]).sum(0))
-
-
-class WeightNormed(Net):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a = nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 3, padding=1))
-        self.b = nn.Conv2d(8, 8, 1)
-
-    def body(self, x: Tensor) -> Tensor:
-        return self.b(F.relu(self.a(x)))
 
 
 class CrossStage(Net):
@@ -397,16 +288,6 @@ class CrossStage(Net):
         parts = [self.last(torch.cat(parts, 1))]
         parts.extend(F.max_pool2d(parts[-1], 3, 1, 1) for _ in range(2))
         return torch.cat(parts, 1)
-
-
-class UpAndDown(Net):
-    def __init__(self) -> None:
-        super().__init__()
-        self.low, self.up, self.last = conv(8, 12), nn.ConvTranspose2d(12, 6, 2, stride=2), conv(14, 8)
-
-    def body(self, x: Tensor) -> Tensor:
-        y = F.interpolate(self.up(self.low(F.max_pool2d(x, 2))), size=x.shape[-2:])
-        return self.last(torch.cat([x, y], 1))
 
 
 class TrainingHead(Net):
@@ -434,20 +315,6 @@ class NumberAsTensor(Net):
         return self.b(x / torch.sqrt(torch.tensor(x.shape[1])))
 
 
-class Standardised(Net):
-    """A convolution whose weight is normalised over its inputs: fewer inputs are other statistics."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a = nn.Conv2d(8, 8, 3, padding=1)
-        self.gain = nn.Parameter(torch.rand(8) + 0.5)
-
-    def body(self, x: Tensor) -> Tensor:
-        flat = self.a.weight.reshape(1, 8, -1)
-        weight = F.batch_norm(flat, None, None, weight=self.gain, training=True).reshape_as(self.a.weight)
-        return F.conv2d(x, weight, self.a.bias, padding=1)
-
-
 NETWORKS: tuple[type[nn.Module], ...] = (
     Residual, Concatenated, DenseAndAdded, Depthwise, Grouped, Shuffled, SqueezeExcite, SplitGates, UnequalSplit,
     HalfBySlice, FirstChannels, Flattened, SharedTwice, Functional, HardCodedView, SeveralInputs, DictOutput,
@@ -464,16 +331,3 @@ def build(kind: type[nn.Module], seed: int = 0) -> tuple[nn.Module, Any]:
     model = kind()
     stir(model)
     return model, kind.inputs()  # type: ignore[operator]
-
-
-def stir(model: nn.Module) -> None:
-    """Random normalisation parameters and statistics."""
-    for module in model.modules():
-        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)) and module.affine:
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias)
-            nn.init.normal_(module.running_mean, 0, 0.5)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-        elif isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias)

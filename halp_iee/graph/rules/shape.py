@@ -114,32 +114,34 @@ def squeeze(step: Step) -> None:
     step.emit([axis for i, axis in enumerate(label) if i not in gone])
 
 
-def expand(step: Step) -> None:
-    """Repetition of axes of size one: such an axis adopts what it meets."""
-    label, shape, out = step.label(step["self"]), step.shape(step["self"]), step.out_shape()
-    label = [*([None] * (len(out) - len(shape))), *label]
-    sizes = (1,) * (len(out) - len(shape)) + shape
+def _grown(step: Step, label: Label, before: tuple[int, ...]) -> Label:
+    """Axes of size one that were repeated adopt what they meet."""
     # The first axis of an activation is its batch, that of a weight the channels it makes.
     weight = not step.labels.capture.active[step["self"].id]
     grown = [
         Axis(step.labels.fresh(new), False) if old == 1 and new > 1 and (i > 0 or weight) else axis
-        for i, (axis, old, new) in enumerate(zip(label, sizes, out, strict=True))
+        for i, (axis, old, new) in enumerate(zip(label, before, step.out_shape(), strict=True))
     ]
     step.labels.repeated |= {int(new.atoms[0]) for new, old in zip(grown, label, strict=True) if new and new is not old}
-    step.emit(grown)
+    return grown
+
+
+def expand(step: Step) -> None:
+    """Repetition of axes of size one."""
+    label, shape = step.label(step["self"]), step.shape(step["self"])
+    more = len(step.out_shape()) - len(shape)
+    step.emit(_grown(step, [*([None] * more), *label], (1,) * more + shape))
 
 
 def repeat(step: Step) -> None:
     """Tiling: the atoms of an axis are repeated with it."""
-    label, out = step.label(step["self"]), step.out_shape()
-    times = step["repeats"]
-    label = [*([None] * (len(out) - len(label))), *label]
-    step.emit(
-        [
-            None if axis is None else Axis(np.tile(axis.atoms, n), axis.zero)
-            for axis, n in zip(label, times, strict=True)
-        ]
-    )
+    label, shape = step.label(step["self"]), step.shape(step["self"])
+    more = len(step.out_shape()) - len(shape)
+    tiled = [
+        None if axis is None else Axis(np.tile(axis.atoms, times), axis.zero)
+        for axis, times in zip([*([None] * more), *label], step["repeats"], strict=True)
+    ]
+    step.emit(_grown(step, tiled, (1,) * more + shape))
 
 
 def join(step: Step) -> None:

@@ -25,8 +25,9 @@ class IEEWeightsConfig(SparseConfig):
     """Settings of IEE on weights. `every` is not used: a cycle is H + J + Q steps.
 
     Attributes:
-        H: steps of Importance Estimation in each cycle; None: a tenth of the update period's third, at
-            most the paper's 150, so that short trainings have ten cycles.
+        H: steps of Importance Estimation in each cycle; None: a fifth of the update period's third, at
+            most the paper's 150, so that short trainings have five cycles: a structure needs some steps to
+            recover from what has been exchanged.
         J: steps of Accuracy Improvement; None: as H.
         Q: steps of Reactivate & Explore; None: as H.
         omega_start: Omega^0 as a fraction of the live weights.
@@ -91,7 +92,7 @@ class IEEWeights(SparseMethod):
                 "IEE cannot have a constant fan-in", "between Prune and Grow it does not hold",
                 "take unstructured, N:M, channel or blocks, or the method srigl",
             )  # fmt: skip
-        default = max(1, min(150, self.last_update // 30))
+        default = max(1, min(150, self.last_update // 15))
         self.H = default if config.H is None else config.H
         self.J = self.H if config.J is None else config.J
         self.Q = self.H if config.Q is None else config.Q
