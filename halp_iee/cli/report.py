@@ -28,15 +28,19 @@ def command(runs: tuple[Path, ...], out: Path | None, peers: Path | None, licens
     """Write a run's report and model card again, or compare several runs.
 
     One RUN: its report.html and the folder hub/, which can be uploaded as it is. Several: one page with accuracy
-    against measured latency, the frontier, the dense networks and the peers, and a table that sorts.
+    against measured latency, the frontier, the dense networks and the peers, and a table that sorts. Runs that were
+    trained to a sparsity are shown by how their masks change, up to four side by side.
 
     \b
       halp-iee report runs/quickstart --license apache-2.0
       halp-iee report runs/r50-* --out r50.html --peers peers.json
     """
     from halp_iee.errors import UsageError
-    from halp_iee.run.reload import finished_run
+    from halp_iee.run.reload import finished_run, finished_sparse_run
 
+    sparse = [found for run in runs if (found := finished_sparse_run(run)) is not None]
+    if sparse and len(sparse) == len(runs) and peers is None and license_ is None:
+        return _sparse(dict(zip(runs, sparse, strict=True)), out, as_json)
     if len(runs) > 1 or out is not None or peers is not None:
         if license_ is not None:
             raise UsageError("cannot state a licence", "it is stated run by run", "call report with one run")
@@ -74,6 +78,23 @@ def _compare(runs: tuple[Path, ...], out: Path, peers: Path | None, as_json: boo
         for one in sorted(found, key=lambda e: (e.setting, e.latency_ms or 0.0))
     ]))  # fmt: skip
     show.line(path)
+    return 0
+
+
+def _sparse(runs: dict[Path, tuple[Any, dict[str, Any]]], out: Path | None, as_json: bool) -> int:
+    """The page of trainings to a sparsity, one or several side by side."""
+    from halp_iee.run.sparse import write_pages
+
+    names = {_name(path, tuple(runs)): found for path, found in runs.items()}
+    page = write_pages(names, out)
+    if as_json:
+        show.emit_json({"report": str(page), "entries": [{"name": n, **result} for n, (_, result) in names.items()]})
+        return 0
+    show.line(show.table(["run", "method", "top-1", "sparsity", "FLOPs", "nonzeros"], [
+        [name, str(of["method"]), f"{of['top1']:.2%}", f"{of['sparsity']:.2%}", show.count(of["flops"]),
+         show.count(of["nonzeros"])] for name, (_, of) in names.items()
+    ]))  # fmt: skip
+    show.line(page)
     return 0
 
 

@@ -74,11 +74,14 @@ def lines(state: State) -> str:
     """The state as a person reads it."""
     model, data, method, target = (state.config.get(key) for key in ("model", "data", "method", "target"))
     alone = "" if state.running or state.result else ", no process is at work on it"
-    found = [f"{model} on {data or 'no data'}, {method}, target {target}", f"stage     {state.stage}{alone}"]
+    aim = "to a sparsity" if target is None else f"target {target}"
+    found = [f"{model} on {data or 'no data'}, {method}, {aim}", f"stage     {state.stage}{alone}"]
     if state.target_ms is not None:
         found.append(f"asked     {state.target_ms:.4g} ms")
     found += [_training(one, state) for one in state.trainings]
-    if state.result is not None:
+    if state.result is not None and "sparsity" in state.result:
+        found.append(f"sparsity  {state.result['sparsity']:.2%}, top-1 {state.result['top1']:.2%}")
+    elif state.result is not None:
         found += ["", show.side_by_side(dict(state.result)), "", show.verdict(dict(state.result))]
     elif not state.running:
         found.append("call the command that began it again; it goes on where it stopped")

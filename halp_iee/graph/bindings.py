@@ -113,7 +113,7 @@ class Bindings:
                 continue
             full = _number(number, seen)
             exact = [spot for spot, origin in told.items() if origin == number]
-            for spot in [*exact, *_spots(failure, seen)]:
+            for spot in exact or _spots(failure, seen):
                 if seen.axis(spot) is None or full != seen.sizes(spot)[0]:
                     continue
                 binding = Binding(*number.key, full, *spot)

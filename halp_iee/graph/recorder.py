@@ -196,6 +196,7 @@ class Recorder(TorchDispatchMode):
 
 WHOLE = {
     nn.functional.rms_norm: "aten::rms_norm",
+    nn.functional.scaled_dot_product_attention: "aten::scaled_dot_product_attention",
     torch.lstm: "aten::lstm",
     torch.gru: "aten::gru",
     torch.rnn_tanh: "aten::rnn_tanh",
@@ -204,10 +205,14 @@ WHOLE = {
 """Functions recorded as one operation, because their parts cannot be seen to belong together."""
 
 _RECURRENT = ("has_biases", "num_layers", "dropout", "train", "bidirectional", "batch_first")
-NAMES = dict.fromkeys(
-    (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu),
-    (("input", "hx", "params", *_RECURRENT), ("input", "batch_sizes", "hx", "params", *_RECURRENT[:-1])),
-)
+_ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+NAMES: dict[Any, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    **dict.fromkeys(
+        (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu),
+        (("input", "hx", "params", *_RECURRENT), ("input", "batch_sizes", "hx", "params", *_RECURRENT[:-1])),
+    ),
+    nn.functional.scaled_dot_product_attention: (_ATTENTION, _ATTENTION),
+}
 """Functions whose arguments cannot be read from their signature: names for whole and for packed sequences."""
 
 

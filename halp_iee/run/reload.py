@@ -47,6 +47,15 @@ def finished_run(path: Path) -> tuple[RunDirectory, dict[str, Any]]:
     return run, read_result(run)
 
 
+def finished_sparse_run(path: Path) -> tuple[RunDirectory, dict[str, Any]] | None:
+    """The directory and the result of a finished training to a sparsity; None if it is anything else."""
+    if not all((path / name).is_file() for name in ("config.json", "result.json")):
+        return None
+    run = RunDirectory(path)
+    result = read_json(run.result, dict[str, Any])
+    return (run, result) if is_sparse(result) else None
+
+
 def read_result(run: RunDirectory) -> dict[str, Any]:
     """The result of a finished run.
 
@@ -54,10 +63,20 @@ def read_result(run: RunDirectory) -> dict[str, Any]:
         HalpError: it is broken.
     """
     result = read_json(run.result, dict[str, Any])
+    if is_sparse(result):
+        raise HalpError(
+            f"{run.root} has no latency", "it was trained to a sparsity: zeros alone make no network faster",
+            f"load its weights from {run.artifact}, or see its report",
+        )  # fmt: skip
     lacking = sorted(RESULT_KEYS - result.keys())
     if lacking:
         raise HalpError(f"the result of {run.root} is broken", f"it lacks {lacking[0]}", "run it again with --fresh")
     return result
+
+
+def is_sparse(result: dict[str, Any]) -> bool:
+    """Whether a result is of a training to a sparsity; see `halp_iee.run.sparse`."""
+    return "sparsity_by_layer" in result
 
 
 def dense_network(result: dict[str, Any]) -> tuple[nn.Module, Tensor]:

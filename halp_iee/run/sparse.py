@@ -19,6 +19,7 @@ from halp_iee.errors import UsageError
 from halp_iee.graph import trace
 from halp_iee.methods.sparse import METHODS, Chase, SparseMethod
 from halp_iee.progress import Progress, Silent
+from halp_iee.report.text import plain
 from halp_iee.run.directory import RunDirectory, read_json, write_json
 from halp_iee.run.sparse_page import write_sparse_page
 from halp_iee.sparsity.counting import forward_flops, work
@@ -132,15 +133,42 @@ def _train(job: SparseJob, directory: Path, progress: Progress, fresh: bool, pro
                 **_figures(method, model, example), "artifact": str(_write(method, model, run, job)),
                 "wall_seconds": time.perf_counter() - since,
             }  # fmt: skip
-            about = [(key.replace("_", " "), result[key]) for key in _TOLD]
-            write_sparse_page(
-                {job.method: read(run.slim / "events.jsonl")}, run.report, document=result, about=about,
-                title=f"{job.model} on {job.data.split(':')[0]} with {job.method}",
-            )  # fmt: skip
-            write_json(run.result, {**result, "report": str(run.report)})
-            return {**result, "report": str(run.report)}
+            result["report"] = str(run.report)
+            write_pages({job.method: (run, result)})
+            write_json(run.result, result)
+            return result
 
         return processes.once(told)
+
+
+def write_pages(runs: Mapping[str, tuple[RunDirectory, dict[str, Any]]], out: Path | None = None) -> Path:
+    """The page of one training to a sparsity, or of several beside one another.
+
+    Args:
+        runs: name -> directory and result; at most four.
+        out: the page's file; else `report.html` of the run, or `comparison.html` here for several.
+
+    Raises:
+        UsageError: more than four.
+        ArtifactError: the file cannot be written.
+    """
+    if len(runs) > 4:
+        raise UsageError(f"cannot draw {len(runs)} runs on one page", "lines in four colours can be told apart",
+                         "give four runs or fewer")  # fmt: skip
+    (run, first), *others = runs.values()
+    about: list[tuple[str, object]]
+    if others:
+        about = [
+            (name, ", ".join(f"{k.replace('_', ' ')} {plain(of[k])}" for k in _TOLD)) for name, (_, of) in runs.items()
+        ]
+        title, path = f"{len(runs)} sparse trainings", out or Path("comparison.html")
+    else:
+        about = [(key.replace("_", " "), first[key]) for key in _TOLD]
+        title = f"{first['model']} on {first['data'].split(':')[0]} with {first['method']}"
+        path = out or run.report
+    events = {name: read(of.slim / "events.jsonl") for name, (of, _) in runs.items()}
+    document = first if not others else {name: result for name, (_, result) in runs.items()}
+    return write_sparse_page(events, path, document=document, about=about, title=title)
 
 
 def _finished(job: SparseJob, run: RunDirectory, fresh: bool) -> dict[str, Any] | None:

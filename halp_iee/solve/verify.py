@@ -27,8 +27,9 @@ def verify(
 ) -> None:
     """Check one answer.
 
-    Every group keeps at least one unit, each once, or nothing where all groups of a branch may go and do; active and standing units are respected; widths,
-    latency, value, gap and bound are what the units kept say; the budget holds.
+    Every group keeps at least one unit, each once, or nothing where all groups of a branch may go and do; active
+    and standing units are respected; widths, latency, value, gap and bound are what the units kept say; the budget
+    holds.
 
     Args:
         importance: the scores of the groups that were decided.

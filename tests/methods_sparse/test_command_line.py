@@ -42,6 +42,14 @@ def test_trains_to_a_sparsity(options: list[str], net: str, tmp_path: Path, caps
     assert result["method"] == options[1]
     assert 0 < result["sparsity"] < 1
     assert Path(result["artifact"]).exists()
+    for command in ("watch", "report"):
+        assert run([command, str(tmp_path / "run")]) == 0
+        assert f"{result['sparsity']:.2%}" in capsys.readouterr().out
+    assert run(["report", str(tmp_path / "run"), str(tmp_path / "run"), "--out", str(tmp_path / "both.html")]) == 0
+    capsys.readouterr()
+    for command in ("export", "bench"):
+        assert run([command, str(tmp_path / "run")]) == 1
+        assert "trained to a sparsity" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

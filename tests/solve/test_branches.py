@@ -218,7 +218,7 @@ def test_half_a_branch_or_another_group_cannot_be_emptied():
     (branch,) = graph.branches
     assert len(branch.groups) == 2
     for act in (graph.slim, graph.widths, lambda keep: graph.masked(keep).__enter__()):
-        with pytest.raises(GraphError, match="which removes 'blocks.0'"):
+        with pytest.raises(GraphError, match=r"which removes 'blocks\.0'"):
             act({branch.groups[0]: []})
         with pytest.raises(GraphError, match="keeps nothing of group 'stem'"):
             act({"stem": []})

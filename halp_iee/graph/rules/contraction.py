@@ -147,16 +147,18 @@ def _add(step: Step, label: Label, added: Ref) -> Label:
 def attention(step: Step) -> None:
     """softmax(q k^T s) v over (batch, heads, tokens, size); fewer key heads than query heads are shared.
 
-    Without an explicit s the operation scales by the size of the head. Where there are several heads, whole heads
-    can go and that size stays; the masked network scales a single head by the size that lives.
+    Without an explicit s the operation scales by the size of the head. So whole heads go and that size stays; only
+    where that leaves nothing to prune, as with a single head, the masked network scales by the size that lives.
     """
     q, k, v = (step.label(step[name]) for name in ("query", "key", "value"))
     if step["scale"] is None:
-        reason, alone = "attention scales its scores by this size", len(q) < 4 or step.shape(step["query"])[-3] == 1
-        if alone and q[-1] is not None and k[-1] is not None:
-            step.only_live({-1: q[-1]}, reason)
+        reason, size = "attention scales its scores by this size", q[-1]
+        if size is None or k[-1] is None:
+            step.freeze([size, k[-1]], reason)
+        elif step.labels.choose((step.call.index, 0), size.atoms, 2) == 1:
+            step.only_live({-1: size}, reason)
         else:
-            step.freeze([q[-1], k[-1]], reason)
+            step.freeze([size, k[-1]], reason)
     contract(step, q[-1], k[-1])
     step.freeze([q[-2], k[-2], v[-2]], "attention runs over it as tokens")
     batch: Label = []
