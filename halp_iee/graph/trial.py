@@ -122,6 +122,7 @@ def attempt(
             by_source[id(source)] = _cut(source, positions.get(name, ()), full.fake)
         tensors[name] = by_source[id(source)]
     resize_attributes(copied, model, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    loosen(copied)  # an attention that keeps its size is to run as it was recorded
     alive = structure.alive(keep)
     for attribute in structure.attributes:
         put_number(copied.get_submodule(attribute.module), attribute.name, attribute.item, attribute.at(alive))

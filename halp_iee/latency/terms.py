@@ -82,10 +82,12 @@ class _Tensors:
         for tensor, (layer, made) in self._made.items():
             spatial = output_spatial(layer.kernel)
             to_blocked, to_plain = Kernel("to_blocked", spatial), Kernel("to_plain", spatial)
-            if to_blocked not in table or to_plain not in table:
+            if to_plain not in table:
                 continue
             readers = tuple(dict.fromkeys(self._readers[tensor])) or (Reader(),)
-            surface = Reordering(made, readers, table.surface(to_blocked), table.surface(to_plain))
+            # Fewer than 4 channels are never blocked, and what that would cost is not in the table.
+            there = table.surface(to_blocked if to_blocked in table else to_plain)
+            surface = Reordering(made, readers, there, table.surface(to_plain))
             maker: Width = made.width or layer.c_out
             costs.append(LayerCost(f"{layer.name}: layout", maker, layer.c_out, to_plain, surface))
         return costs

@@ -94,6 +94,7 @@ def random_like(value: Any) -> Any:
 
 def outputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
     """What a network returns in eval mode, as a flat list of tensors; buffers are put back."""
+    held = [(module, name, buffer) for module in model.modules() for name, buffer in module._buffers.items()]
     before = [(buffer, buffer.clone()) for buffer in model.buffers()]
     own_args, own_kwargs = map_tensors((args, dict(kwargs)), torch.clone)
     try:
@@ -101,6 +102,8 @@ def outputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
             torch.manual_seed(0)
             return [tensor.detach().clone() for tensor in tensors_in(model(*own_args, **own_kwargs))]
     finally:
+        for module, name, kept in held:  # a forward pass may fill a buffer by putting another in its place
+            module._buffers[name] = kept
         with torch.no_grad():
             for buffer, value in before:
                 if buffer.shape == value.shape:

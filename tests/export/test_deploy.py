@@ -431,11 +431,13 @@ def test_a_process_without_torch_and_this_package_serves_the_network(a_run: Run,
     assert found == answers
 
 
-@pytest.mark.slow
 def test_a_fresh_environment_with_onnxruntime_and_numpy_alone_serves_the_network(a_run: Run, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
     python = str(tmp_path / "venv" / "bin" / "python")
-    subprocess.run([python, "-m", "pip", "install", "-q", "onnxruntime", "numpy"], check=True)
+    install = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "onnxruntime", "numpy"]
+    installed = subprocess.run(install, capture_output=True, text=True, check=False)
+    if installed.returncode:
+        pytest.skip(f"no package registry can be reached: {installed.stderr.strip().splitlines()[-1]}")
     for name in ("torch", "halp_iee"):
         assert subprocess.run([python, "-c", f"import {name}"], capture_output=True, check=False).returncode != 0
     images, answers = images_and_answers(a_run, tmp_path)

@@ -105,9 +105,10 @@ class Program(nn.Module):
         self.flat, self.named = self.draw.random() < 0.4, self.draw.random() < 0.3
         self.head = nn.Linear(last * (4 if self.flat else 1), 3)
 
-    def _own(self, module: nn.Module) -> nn.Module:
+    def _own(self, module: nn.Module) -> int:
+        """The number of a new part. A step must not hold the part itself: a copy of the network has its own."""
         self.parts.append(module)
-        return module
+        return len(self.parts) - 1
 
     def _conv(self, i: int, o: int, groups: int = 1) -> nn.Module:
         draw = self.draw
@@ -126,9 +127,9 @@ class Program(nn.Module):
         out = 4 * self.draw.randint(1, 3)
         if self.draw.random() < 0.3:
             raw = self._own(Raw(width, out))
-            return (lambda a: raw(a)), [at], out
+            return (lambda p, a: p[raw](a)), [at], out
         plain = self._own(self._conv(width, out))
-        return (lambda a: plain(a)), [at], out
+        return (lambda p, a: p[plain](a)), [at], out
 
     def _joining(self, at: int, width: int) -> Step | None:
         """Several maps become one."""
@@ -140,21 +141,21 @@ class Program(nn.Module):
                 return None
             chosen = draw.sample(alike, 2)
             functions: dict[str, Callable[..., Tensor]] = {
-                "add": lambda a, b: a + b,
-                "largest": lambda a, b: torch.maximum(a, b),
-                "stack": lambda a, b: torch.stack([a, b], 1).mean(1),
+                "add": lambda p, a, b: a + b,
+                "largest": lambda p, a, b: torch.maximum(a, b),
+                "stack": lambda p, a, b: torch.stack([a, b], 1).mean(1),
             }
             return functions[kind], chosen, width
         if kind == "residual":
             inner = 4 * draw.randint(1, 3)
             both = self._own(nn.Sequential(self._conv(width, inner), self._conv(inner, width)))
-            return (lambda a: a + both(a)), [at], width
+            return (lambda p, a: a + p[both](a)), [at], width
         if kind == "shared":
             same = self._own(self._conv(width, width))
-            return (lambda a: same(same(a))), [at], width
+            return (lambda p, a: p[same](p[same](a))), [at], width
         chosen = draw.sample(range(len(widths)), min(2, len(widths)))
         total = sum(widths[n] for n in chosen)
-        return ((lambda *maps: torch.cat(maps, 1)), chosen, total) if total <= MOST_CHANNELS else None
+        return ((lambda p, *maps: torch.cat(maps, 1)), chosen, total) if total <= MOST_CHANNELS else None
 
     def _cutting(self, at: int, width: int) -> Step | None:
         """A map is cut along its channels."""
@@ -162,21 +163,19 @@ class Program(nn.Module):
         if kind == "split":
             left, right = (self._own(self._conv(width // 2, width // 2)) for _ in range(2))
             return (
-                (lambda a: torch.cat([f(p) for f, p in zip((left, right), a.chunk(2, 1), strict=True)], 1)),
-                [at],
-                width,
-            )
+                (lambda p, a: torch.cat([p[left](a.chunk(2, 1)[0]), p[right](a.chunk(2, 1)[1])], 1)), [at], width,
+            )  # fmt: skip
         if kind == "halves" and width >= 4:
-            return (lambda a: a[:, : a.shape[1] // 2] * a[:, a.shape[1] // 2 :].sigmoid()), [at], width // 2
+            return (lambda p, a: a[:, : a.shape[1] // 2] * a[:, a.shape[1] // 2 :].sigmoid()), [at], width // 2
         if kind == "slice" and width >= 8:
-            return (lambda a: a[:, 2:]), [at], width - 2  # positions that are written down
+            return (lambda p, a: a[:, 2:]), [at], width - 2  # positions that are written down
         if kind == "shuffle" and width % 4 == 0:
             return (
-                (lambda a: a.view(len(a), 2, a.shape[1] // 2, *a.shape[2:]).transpose(1, 2).reshape(a.shape)),
+                (lambda p, a: a.view(len(a), 2, a.shape[1] // 2, *a.shape[2:]).transpose(1, 2).reshape(a.shape)),
                 [at], width,
             )  # fmt: skip
         if kind == "pixels" and width % 4 == 0 and width >= 8:
-            return (lambda a: F.max_pool2d(F.pixel_shuffle(a, 2), 2)), [at], width // 4
+            return (lambda p, a: F.max_pool2d(F.pixel_shuffle(a, 2), 2)), [at], width // 4
         return None
 
     def _channelwise(self, at: int, width: int) -> Step | None:
@@ -186,22 +185,22 @@ class Program(nn.Module):
         if kind == "depthwise" and width * 2 <= MOST_CHANNELS:
             times = draw.choice([1, 2])
             deep = self._own(self._conv(width, width * times, groups=width))
-            return (lambda a: deep(a)), [at], width * times
+            return (lambda p, a: p[deep](a)), [at], width * times
         if kind == "grouped" and width % 4 == 0:
             out = 4 * draw.randint(1, 3)
             grouped = self._own(self._conv(width, out, groups=4))
-            return (lambda a: grouped(a)), [at], out
+            return (lambda p, a: p[grouped](a)), [at], out
         if kind == "gate":
             gate = self._own(nn.Conv2d(width, 1, 1))
-            return (lambda a: a * gate(a).sigmoid()), [at], width
+            return (lambda p, a: a * p[gate](a).sigmoid()), [at], width
         if kind == "excite":
             excite = self._own(Excite(width, draw.randint(2, 6)))
-            return (lambda a: excite(a)), [at], width
+            return (lambda p, a: p[excite](a)), [at], width
         if kind == "branch":
             calm, wild = self._own(self._conv(width, width)), self._own(self._conv(width, width))
             # Which branch runs follows the data.
-            return (lambda a: calm(a) if float(a.new_zeros(1)) < 1 else wild(a)), [at], width
-        return (lambda a: F.max_pool2d(a, 3, 1, 1) - F.avg_pool2d(a, 3, 1, 1)), [at], width
+            return (lambda p, a: p[calm](a) if float(a.new_zeros(1)) < 1 else p[wild](a)), [at], width
+        return (lambda p, a: F.max_pool2d(a, 3, 1, 1) - F.avg_pool2d(a, 3, 1, 1)), [at], width
 
     def _mixing(self, at: int, width: int) -> Step | None:
         """Positions or channels are mixed."""
@@ -209,23 +208,27 @@ class Program(nn.Module):
         kind = draw.choice(["attend", "gated", "rows", "transposed", "written"])
         if kind == "attend":
             attend = self._own(Attend(width, draw.choice([2, 3]), 4, draw.choice([1, 2])))
-            return (lambda a: attend(a)), [at], width
+            return (lambda p, a: p[attend](a)), [at], width
         if kind == "gated":
             gated = self._own(Gated(width, draw.randint(3, 8)))
-            return (lambda a: gated(a)), [at], width
+            return (lambda p, a: p[gated](a)), [at], width
         if kind == "rows":
             rows = self._own(Rows(width, draw.randint(3, 6), draw.choice([nn.GRU, nn.LSTM, nn.RNN])))
-            return (lambda a: rows(a)), [at], width
+            return (lambda p, a: p[rows](a)), [at], width
         if kind == "written":
-            return (lambda a: a.reshape(len(a), width, -1).softmax(-1).view(len(a), width, *a.shape[2:])), [at], width
+            return (
+                (lambda p, a: a.reshape(len(a), width, -1).softmax(-1).view(len(a), width, *a.shape[2:])),
+                [at],
+                width,
+            )
         out = 4 * draw.randint(1, 3)
         up = self._own(nn.ConvTranspose2d(width, out, 2, stride=2))
-        return (lambda a: F.max_pool2d(up(a), 2)), [at], out
+        return (lambda p, a: F.max_pool2d(p[up](a), 2)), [at], out
 
     def forward(self, x: Tensor) -> Any:
         made = [self.stem(x)]
         for step, at in self.steps:
-            made.append(step(*(made[n] for n in at)))
+            made.append(step(self.parts, *(made[n] for n in at)))
         last = made[-1]
         y = self.head(F.adaptive_avg_pool2d(last, 2).flatten(1) if self.flat else last.mean((2, 3)))
         return {"logits": y, "more": [last.mean()]} if self.named else y

@@ -112,13 +112,14 @@ def test_random_programs_are_cut_exactly(seed: int) -> None:
     train(again.slim(random_keep(again, seed)), inputs)
 
 
-def test_what_a_program_leaves_frozen_is_rare() -> None:
+def test_only_what_a_program_writes_down_is_frozen() -> None:
     free = total = 0
     for seed in range(generator.SEEDS):
         graph = trace(*generator.build(seed))
         inside = [g for g in graph.groups if g.reason != "network output" and g.size > 1]
+        assert all("hard-coded" in g.reason or "written down" in g.reason for g in inside if g.reason is not None)
         free, total = free + sum(g.prunable for g in inside), total + len(inside)
-    assert free >= 0.95 * total
+    assert free > 0.9 * total
 
 
 def test_the_model_is_as_before_after_everything_fails() -> None:

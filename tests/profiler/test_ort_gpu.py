@@ -14,7 +14,7 @@ from tests.profiler.test_watch import Seen
 pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-from halp_profiler.backends import onnx_kernels, onnx_precision, ort_gpu  # noqa: E402
+from halp_profiler.backends import onnx_kernels, onnx_precision, onnx_scenes, ort_gpu  # noqa: E402
 from halp_profiler.backends.ort_session import OrtSessions  # noqa: E402
 
 GPU = Device("cuda:1", "NVIDIA H200", "cuda", True, details=(("uuid", "GPU-1"), ("driver", "570")))
@@ -73,7 +73,7 @@ def test_a_network_in_half_precision_is_one_throughout(precision):
         Kernel("conv", SQUARE, **WINDOW, fused=("add", "relu6")), Kernel("interpolate", SQUARE, (16, 16)),
         Kernel("linear", (5,), fused=("gelu",)),
     ):  # fmt: skip
-        model = onnx_precision.converted(onnx_kernels.build(kernel, 8, 8, 1), precision)
+        model = onnx_precision.converted(onnx_scenes.build([Request(kernel, 8, 8)], 1), precision)
         onnx.checker.check_model(model, full_check=True)
         kinds = {w.data_type for w in model.graph.initializer if w.dims and len(w.dims) > 1}
         assert onnx.TensorProto.FLOAT not in kinds

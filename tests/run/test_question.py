@@ -130,3 +130,24 @@ def test_the_commands_take_and_refuse_them(tmp_path: Path, capsys, monkeypatch) 
     assert run(["frontier", *base, "--points", "3", "--keep-importance", "0.9", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["fastest"]["least_ms"] <= document["fastest"]["latency_ms"]
+
+
+def test_a_branch_goes_whole_from_the_command_line_to_the_files(tmp_path: Path, capsys, monkeypatch) -> None:
+    import onnx
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    base = ["--model", "resnet20", "--input-shape", "1,32,32", "--gpu", "titanv"]
+    ask = ["prune", *base, "--latency-target", "0.3", "--out", str(tmp_path / "run"), "--json"]
+    assert run([*ask, "--allow-block-removal", "--solver", "halp"]) == 2
+    capsys.readouterr()
+    assert run([*ask, "--allow-block-removal", "--fresh"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["predicted_ms"] <= result["target_ms"] * (1 + 1e-9)
+    kinds = [node.op_type for node in onnx.load(result["onnx"]).graph.node]
+    recipe = halp_iee.slim.read_recipe(result["artifact"])
+    assert len(recipe["removed"]) > 0
+    # Two convolutions and one addition go with each.
+    assert kinds.count("Conv") == 19 + 2 - 2 * len(recipe["removed"])
+    assert kinds.count("Add") == 9 - len(recipe["removed"])
+    loaded = halp_iee.load(result["artifact"], models.build("resnet20", in_channels=1))
+    assert sum(p.numel() for p in loaded.parameters()) == result["params"]

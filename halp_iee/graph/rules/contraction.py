@@ -147,15 +147,16 @@ def _add(step: Step, label: Label, added: Ref) -> Label:
 def attention(step: Step) -> None:
     """softmax(q k^T s) v over (batch, heads, tokens, size); fewer key heads than query heads are shared.
 
-    Without an explicit s the operation scales by the size of the head. So whole heads go and that size stays; only
-    where that leaves nothing to prune, as with a single head, the masked network scales by the size that lives.
+    Without an explicit s the operation scales by the size of the head. So whole heads go and that size stays; where
+    there is one head only, or where that leaves nothing to prune, the masked network scales by the size that lives.
     """
     q, k, v = (step.label(step[name]) for name in ("query", "key", "value"))
     if step["scale"] is None:
         reason, size = "attention scales its scores by this size", q[-1]
+        alone = len(q) < 4 or (len(q) == 4 and step.shape(step["query"])[1] == 1)
         if size is None or k[-1] is None:
             step.freeze([size, k[-1]], reason)
-        elif step.labels.choose((step.call.index, 0), size.atoms, 2) == 1:
+        elif alone or step.labels.choose((step.call.index, 0), size.atoms, 2) == 1:
             step.only_live({-1: size}, reason)
         else:
             step.freeze([size, k[-1]], reason)

@@ -81,7 +81,8 @@ def output_shape(kernel: Kernel, c_out: int, batch: int) -> tuple[int, ...]:
 
 
 def activation(d: Drawing, name: str, x: str) -> str:
-    """The activation as torch's exporter writes it."""
+    """The activation as torch's exporter writes it, and ONNX Runtime takes apart what it has no kernel for: the parts
+    would have no names in its report."""
 
     def scalar(value: float) -> str:
         return d.constant(np.asarray(value, np.float32))
@@ -94,11 +95,11 @@ def activation(d: Drawing, name: str, x: str) -> str:
         case "silu":
             return d.node("Mul", [x, d.node("Sigmoid", [x])])
         case "hardswish":
-            return d.node("HardSwish", [x])
+            return d.node("Mul", [x, d.node("HardSigmoid", [x], alpha=1 / 6, beta=0.5)])
         case "hardsigmoid":
             return d.node("HardSigmoid", [x], alpha=1 / 6, beta=0.5)
         case "mish":
-            return d.node("Mish", [x])
+            return d.node("Mul", [x, d.node("Tanh", [d.node("Softplus", [x])])])
         case "gelu":
             erf = d.node("Erf", [d.node("Div", [x, scalar(2**0.5)])])
             return d.node("Mul", [d.node("Mul", [x, d.node("Add", [erf, scalar(1)])]), scalar(0.5)])

@@ -20,6 +20,7 @@ from halp_profiler.backends.onnx_kernels import Drawing, first_part, fuse, input
 from halp_profiler.kernel import SPATIAL_OPS, Kernel
 
 _ROWS = 2048  # of the ballast
+_DENSE = 16  # channels from which on a dense convolution reads the blocked layout; a depthwise one always does
 _ALWAYS_PLAIN = frozenset({"global_pool", "mul", "copy", "transpose", "group_norm"})
 """Kernels that no runtime runs in a blocked layout."""
 
@@ -65,7 +66,8 @@ def _scene(d: Drawing, i: int, request: Request, batch: int) -> None:
         _mean(d, behind, x)
         return
     if kernel.op == "to_blocked":
-        _convolution(d, behind, _plain(d, source, "x", input_shape(kernel, c_in, batch)), c_in, 1)
+        x = _plain(d, source, "x", input_shape(kernel, c_in, batch))
+        _convolution(d, behind, x, c_in, 1, apart=c_in < _DENSE)
         return
     after: list[str] = []
     if "add" in kernel.fused and _image(kernel):
@@ -140,11 +142,15 @@ def _blocked(d: Drawing, prefix: str, name: str, shape: Sequence[int], seen: str
     return d.node("Conv", [probe, d.weight((shape[1], 1, 1, 1))], kernel_shape=[1, 1])
 
 
-def _convolution(d: Drawing, prefix: str, x: str, c_in: int, stride: Sequence[int] | int, channels: int = 16) -> str:
-    """A 1x1 convolution, so that ``x`` has a reader of that kind; a wide stride makes it cost nothing."""
+def _convolution(
+    d: Drawing, prefix: str, x: str, c_in: int, stride: Sequence[int] | int, channels: int = 16, apart: bool = False
+) -> str:
+    """A 1x1 convolution, so that ``x`` has a reader of that kind, a depthwise one if ``apart``; a wide stride makes it
+    cost nothing."""
     d.prefix = prefix
     steps = [stride, stride] if isinstance(stride, int) else list(stride)
-    return d.node("Conv", [x, d.weight((channels, c_in, 1, 1))], kernel_shape=[1, 1], strides=steps)
+    weight, groups = (d.weight((c_in, 1, 1, 1)), c_in) if apart else (d.weight((channels, c_in, 1, 1)), 1)
+    return d.node("Conv", [x, weight], kernel_shape=[1, 1], strides=steps, group=groups)
 
 
 def _mean(d: Drawing, prefix: str, x: str) -> None:

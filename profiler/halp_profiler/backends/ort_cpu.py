@@ -136,8 +136,7 @@ class OrtCpu:
                 if k.plain and spatial == k.spatial:
                     continue  # the network's own input
                 found.append(KernelRange(Kernel("to_plain", spatial), width, width))
-                if width[1] >= self.block:  # fewer channels are read in the plain layout
-                    most = width[1] // 4 * 4
+                if most := width[1] // 4 * 4:  # what is no multiple of 4 is read in the plain layout
                     some = min(most, max(self.block, -(-width[0] // 4) * 4)), most
                     found.append(KernelRange(Kernel("to_blocked", spatial), some, some))
             if k.op in _FOLLOW and not k.plain:
