@@ -448,21 +448,24 @@ def do_report(work: Path, out: Path) -> int:
 
 
 def _speed(network: str, work: Path) -> list[str]:
-    """What training costs in seconds, and the share of the solver in a training of 15 epochs."""
+    """What training costs in seconds, and the share of the solver in a training of 6 and of 15 epochs."""
     path = work / "speed.json"
     found = json.loads(path.read_text()).get(network) if path.exists() else None
     if not found:
         return []
-    stages, steps = found["stages"], 15 * 125
-    spent = steps * (0.4 * found["during"] + 0.6 * found["after"]) * found["dense_step_s"]
-    share = 13 * found["solver_and_surgery_s_a_cycle"] / spent
+    stages, shares = found["stages"], []
+    for epochs in (6, 15):
+        steps = epochs * 125
+        config = default_stages(steps)
+        dense_steps = config.steps * found["during"] + (steps - config.steps) * found["after"]
+        share = config.T * found["solver_and_surgery_s_a_cycle"] / (dense_steps * found["dense_step_s"])
+        shares.append(f"{100 * share:.1f}% of a training of {epochs} epochs ({config.T} cycles)")
     return [
         f"A step of IEE at 0.30, batch 64, one thread, over a dense one ({1000 * found['dense_step_s']:.0f} ms): "
         f"{found['during']:.2f} in the update period (Importance Estimation {stages['importance']:.2f}, Accuracy "
         f"Improvement {stages['accuracy']:.2f}, Reactivate & Explore {stages['explore']:.2f}, with all that IEE does), "
         f"{found['after']:.2f} after it. Solver and surgery: "
-        f"{1000 * found['solver_and_surgery_s_a_cycle']:.0f} ms a cycle, {100 * share:.1f}% of a training of 15 epochs "
-        "(1,875 steps, 13 cycles).", "",
+        f"{1000 * found['solver_and_surgery_s_a_cycle']:.0f} ms a cycle, {' and '.join(shares)}.", "",
     ]  # fmt: skip
 
 

@@ -44,10 +44,10 @@ def sentences(model: str, found: Diagnosis) -> list[str]:
         listed = ", ".join(f"{row.name} {percent(row.share)}" for row in top)
         said.append(f"The time goes to: {listed} (together {percent(sum(row.share for row in top))}).")
     for names, step in _alike(found.steps, lambda s: (s.size, s.drop, s.saves_ms)):
-        channels = "unit" if step.drop == 1 else "units"
+        dropped = "1 unit saves" if step.drop == 1 else f"{step.drop} units save"
         said.append(
-            f"{names} just above a step: dropping {step.drop} of {step.size} {channels} saves "
-            f"{ms(step.saves_ms)}, where {step.drop} {channels} save {ms(step.average_ms)} on average."
+            f"{names} just above a step: dropping {step.drop} of {step.size} units saves "
+            f"{ms(step.saves_ms)}, where {dropped} {ms(step.average_ms)} on average."
         )
     for names, trap in _alike(found.traps, lambda t: (t.size, t.narrow, t.wide, t.loses_ms)):
         low, high = trap.narrow

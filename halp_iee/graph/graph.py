@@ -24,7 +24,7 @@ from halp_iee.graph.keep import checked
 from halp_iee.graph.labels import Labels
 from halp_iee.graph.masking import zeroed
 from halp_iee.graph.records import ChannelGroup, Keep, Op
-from halp_iee.graph.sandbox import map_tensors, named_tensors
+from halp_iee.graph.sandbox import map_tensors, named_tensors, tensors_in
 from halp_iee.graph.structure import find_structure
 
 
@@ -237,6 +237,9 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
             "Pass a torch.nn.Module instance",
         )
     args, kwargs = call_arguments(example_inputs)
+    given = list(tensors_in((args, kwargs)))
+    if given and not any(tensor.numel() for tensor in given):
+        raise GraphError("The network cannot be traced", "the example inputs are empty", "Pass at least one example")
     with torch.no_grad(), _without_collection():
         captures = [capture_model(model, args, kwargs)]
         more, notes = _in_training(model, captures[0], args, kwargs)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from halp_iee.solve.joint import coarse_oracle
-from halp_iee.solve.network import compile_network, restrict
+from halp_iee.solve.network import compile_network, left_of
 from halp_iee.solve.problem import Problem
 from halp_iee.solve.search import Search
 
@@ -52,13 +52,11 @@ def find_floor(problem: Problem) -> Floor:
                 best, best_ms = point, latency_ms
         if proved_ms >= best_ms * (1.0 - 1e-12) or not oracle.elimination.exact:
             break
-        kept = [
-            oracle.cells.members(v, np.flatnonzero(least_ms < best_ms)) for v, least_ms in enumerate(oracle.fastest())
-        ]
-        if not all(len(index) for index in kept):
+        left = left_of(network, oracle.cells, [least_ms < best_ms for least_ms in oracle.fastest()])
+        if left is None:
             proved_ms = best_ms
             break
-        network = restrict(network, kept)
+        network = left
     assert best is not None
     widths = search.widths(best)
     reached_ms = problem.predict_ms(widths)

@@ -22,7 +22,7 @@ import numpy as np
 from halp_iee.solve.dual import DualResult, Oracle, minimise_dual
 from halp_iee.solve.halp import solve_halp
 from halp_iee.solve.labels import TooManyLabelsError, closable, close
-from halp_iee.solve.network import Network, cell_starts, compile_network, cut, restrict, with_images
+from halp_iee.solve.network import Network, cell_starts, compile_network, cut, left_of, restrict, with_images
 from halp_iee.solve.order import elimination_order
 from halp_iee.solve.problem import Problem
 from halp_iee.solve.search import Search
@@ -327,19 +327,13 @@ class _Branch:
         reach = oracle.reach(result.price, self.problem.ceiling_ms) if math.isfinite(result.price) else None
         # With sums a pass is dear, and what is too slow by itself seldom promises anything.
         fastest = oracle.fastest() if reach is None or not cells.network.images else None
-        kept = []
+        alive = []
         for v, size in enumerate(cells.sizes):
-            alive = np.ones(size, dtype=bool) if fastest is None else fastest[v] <= self.problem.ceiling_ms
+            which = np.ones(size, dtype=bool) if fastest is None else fastest[v] <= self.problem.ceiling_ms
             if reach is not None:
-                alive &= reach[v] > self._threshold
-            if not alive.any():
-                return None
-            kept.append(cells.members(v, np.flatnonzero(alive)))
-        for v, image in cells.network.images:
-            kept[v] = np.intersect1d(kept[v], kept[image], assume_unique=True)
-            if not len(kept[v]):
-                return None
-        return restrict(network, kept[: len(network.variables)])
+                which &= reach[v] > self._threshold
+            alive.append(which)
+        return left_of(network, cells, alive)
 
     def _try_all(self, network: Network) -> None:
         count = len(self.problem.groups)

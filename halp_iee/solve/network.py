@@ -314,6 +314,21 @@ def restrict(network: Network, kept: list[np.ndarray]) -> Network:
     return Network(network.problem, variables, latencies, network.relations, network.constant_ms)
 
 
+def left_of(network: Network, cells: Cells, alive: list[np.ndarray]) -> Network | None:
+    """A network with only the widths in the cells that are alive, of it or its images; None where none are left.
+
+    Args:
+        cells: of ``network``, or of ``with_images(network)``.
+        alive: per variable of the cells' network, which of its cells are.
+    """
+    kept = [cells.members(v, np.flatnonzero(which)) for v, which in enumerate(alive)]
+    for v, image in cells.network.images:
+        kept[v] = np.intersect1d(kept[v], kept[image], assume_unique=True)
+    if not all(len(index) for index in kept):
+        return None
+    return restrict(network, kept[: len(network.variables)])
+
+
 _FINE_FROM = 48
 """Fewer cells than this are too few to give half of them to one place: they would all mark changes of length."""
 

@@ -67,10 +67,10 @@ def find(name: str) -> Device:
     """
     here = attached()
     wanted = _plain(name)
-    if wanted in ("cpu", "host"):
-        return here[0]
     if name.strip().lower().startswith("cpu:"):
         return _with_cores(here[0], name.strip()[4:])
+    if wanted in ("cpu", "host"):
+        return here[0]
     for device in here[1:]:
         if wanted in (_plain(device.name), _plain(device.label)):
             return device

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,6 +14,7 @@ from halp_profiler.backends.base import Backend, Request
 from halp_profiler.errors import DeviceError, UsageError
 from halp_profiler.grid import coarse, crossing, draw, exhaustive, middles, mixed
 from halp_profiler.kernel import Kernel, KernelRange
+from halp_profiler.noted import digest, done, number
 from halp_profiler.surface import HELD_OUT, Surface
 from halp_profiler.table import Point, PointKey
 
@@ -24,6 +23,7 @@ Progress = Callable[[int, int, float], None]
 """Called with (points done, points planned so far, seconds left)."""
 
 _JUDGES = 4  # held-out points a kernel
+_ROUNDS = 6  # of measuring more where those are off: a device that is not steady would never be done
 _SHARE_FOR_JUDGING = 0.15
 _SMALL = 0.05  # latencies under this share of the kernel's dense one count as this much: they hardly matter
 
@@ -113,11 +113,11 @@ def run(
     wanted = [r for r in merged([*ranges, *beside]) if r.kernel.key not in refused]
     known = tables.create_or_check(path, backend.header())
     log = _Log(backend, Path(path), {p.key: p for p in known.points}, progress, time_budget_s)
-    asked = {"plan": _digest(wanted), "mode": mode, "max_error": max_error, "time_budget_s": time_budget_s}
-    if (done := _done(known.sweeps, asked)) is not None:
+    asked = {"plan": digest(wanted), "mode": mode, "max_error": max_error, "time_budget_s": time_budget_s}
+    if (before := done(known.sweeps, asked)) is not None:
         return Result(
-            Path(path), 0, len(known.points), _number(done, "held_out_error"), _number(done, "worst_held_out_error"),
-            refused, bool(done.get("complete")), time.monotonic() - log.start,
+            Path(path), 0, len(known.points), number(before, "held_out_error"), number(before, "worst_held_out_error"),
+            refused, bool(before.get("complete")), time.monotonic() - log.start,
         )  # fmt: skip
     wanted = _that_run(log, wanted, refused)
     if mode == "exhaustive":
@@ -163,31 +163,9 @@ def _that_run(log: _Log, ranges: Sequence[KernelRange], refused: dict[str, str])
     return run
 
 
-def _digest(ranges: Sequence[KernelRange]) -> str:
-    lines = sorted(f"{r.kernel.key} {r.c_in} {r.c_out}" for r in ranges)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
-
-
 def _errors_of(result: Result) -> dict[str, float]:
     errors = {"held_out_error": result.held_out_error, "worst_held_out_error": result.worst_held_out_error}
     return {name: round(value, 5) for name, value in errors.items() if np.isfinite(value)}
-
-
-def _number(record: Mapping[str, Any], name: str) -> float:
-    value = record.get(name)
-    return float(value) if isinstance(value, int | float) else float("nan")
-
-
-def _done(sweeps: Sequence[Mapping[str, Any]], asked: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """An earlier sweep that did all that is asked for, or had as much time for it as there is now."""
-    for sweep in reversed(sweeps):
-        if sweep.get("plan") != asked["plan"] or sweep.get("mode") != asked["mode"]:
-            continue
-        before, now = _number(sweep, "time_budget_s"), asked["time_budget_s"]
-        had_the_time = now is not None and before >= now
-        if _number(sweep, "max_error") <= asked["max_error"] and (sweep.get("complete") is True or had_the_time):
-            return sweep
-    return None
 
 
 @dataclass
@@ -251,10 +229,34 @@ def _adaptive(log: _Log, ranges: Sequence[KernelRange], max_error: float, rng: n
     open_ranges = sorted(ranges, key=lambda r: -_dense_ms(log, r))  # the dearest kernels matter most
     while open_ranges and in_time:
         in_time, open_ranges = _refine(log, open_ranges, max_error, reserve, order)
-    judges = [q for r in ranges for q in _held_out(log, r, rng)]
-    log.measure(mixed(judges, rng), must=False, flag=HELD_OUT)
+    _judge(log, ranges, rng)
     _repair(log, ranges, max_error)
-    return in_time
+    return _improve(log, ranges, max_error, rng) and in_time
+
+
+def _judge(log: _Log, ranges: Sequence[KernelRange], rng: np.random.Generator) -> None:
+    """Measures points that are held out, where a kernel has fewer than it should."""
+    judges = [q for r in ranges for q in _held_out(log, r, rng, _JUDGES - len(_judges(log, r.kernel)))]
+    log.measure(mixed(judges, rng), must=False, flag=HELD_OUT)
+
+
+def _improve(log: _Log, ranges: Sequence[KernelRange], max_error: float, rng: np.random.Generator) -> bool:
+    """While the held-out error is too large: lines through the points that are furthest off, and others held out."""
+    for _ in range(_ROUNDS):
+        if not _weighted_median(_held_out_errors(log, ranges)) > max_error:
+            return True
+        lines: list[Request] = []
+        for r in ranges:
+            surface = log.surface(r.kernel)
+            into, out = ([int(c) for c in axis] for axis in (surface.lines_in, surface.lines_out))
+            for p in _judges(log, r.kernel):
+                if abs(float(surface(p.c_in, p.c_out)) - p.median_ms) > max_error * p.median_ms:
+                    lines += crossing(r.kernel, [p.c_in], [*out, p.c_out])
+                    lines += [] if r.kernel.diagonal else crossing(r.kernel, into, [p.c_out])
+        if not log.measure(mixed(lines, rng), must=False):
+            return False
+        _judge(log, ranges, rng)
+    return not _weighted_median(_held_out_errors(log, ranges)) > max_error
 
 
 def _repair(log: _Log, ranges: Sequence[KernelRange], max_error: float) -> None:
@@ -338,11 +340,11 @@ def _probes(log: _Log, r: KernelRange) -> list[_Probe]:
     return found
 
 
-def _held_out(log: _Log, r: KernelRange, rng: np.random.Generator) -> list[Request]:
+def _held_out(log: _Log, r: KernelRange, rng: np.random.Generator, number: int) -> list[Request]:
     """A few random widths, most of them ones that a solver likes to choose."""
     steps, kernel = log.backend.steps(r.kernel), r.kernel
     out = []
-    for i in range(_JUDGES):
+    for i in range(number):
         c_in = draw(rng, r.c_in, max(kernel.quantum, steps.align if i else 1))
         c_out = kernel.c_out_of(c_in) if kernel.diagonal else draw(rng, r.c_out, 1)
         request = Request(kernel, c_in, c_out)

@@ -439,7 +439,8 @@ def test_a_fresh_environment_with_onnxruntime_and_numpy_alone_serves_the_network
     if installed.returncode:
         pytest.skip(f"no package registry can be reached: {installed.stderr.strip().splitlines()[-1]}")
     for name in ("torch", "halp_iee"):
-        assert subprocess.run([python, "-c", f"import {name}"], capture_output=True, check=False).returncode != 0
+        found = subprocess.run([python, "-c", f"import {name}"], capture_output=True, cwd=tmp_path, env={}, check=False)
+        assert found.returncode != 0, f"{name} is there"
     images, answers = images_and_answers(a_run, tmp_path)
     command = [python, str(SERVE), str(a_run.root / "model.onnx"), str(images)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, env={})

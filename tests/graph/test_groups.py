@@ -156,7 +156,10 @@ def test_a_frozen_group_may_be_named_whole() -> None:
     assert graph.widths({"head": range(5), "a.0": torch.tensor([3, 1])})["a.0"] == 2
 
 
-@pytest.mark.parametrize("inputs", [torch.randn(2, 5, 8, 8), torch.randn(2), (), {"y": torch.randn(2, 3, 8, 8)}, "x"])
+@pytest.mark.parametrize(
+    "inputs",
+    [torch.randn(2, 5, 8, 8), torch.randn(2), (), {"y": torch.randn(2, 3, 8, 8)}, "x", torch.randn(0, 3, 8, 8)],
+)
 def test_inputs_that_do_not_fit_are_a_clear_error_and_change_nothing(inputs: object) -> None:
     model, _ = build(networks.Residual)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -32,14 +32,17 @@ def test_kernels_are_timed_without_what_stands_around_them():
     conv = Kernel("conv", (28, 28), (3, 3), (1, 1), (1, 1), fused=("add", "relu"))
     small, large = found.measure([Request(conv, 16, 16), Request(conv, 128, 128)])
     assert 0 <= small.median_ms < large.median_ms < 100
-    # The same convolution, all that ONNX Runtime does included, must not be quicker than the kernel alone.
-    d = onnx_kernels.Drawing()
-    y = onnx_kernels.operation(d, conv, [d.input("x", (1, 128, 28, 28))], 128, 128, 1)
-    d.output(onnx_kernels.fuse(d, conv, y, [d.input("r", (1, 128, 28, 28))]))
-    call = OrtSessions().bound(d.model(), {"x": (1, 128, 28, 28), "r": (1, 128, 28, 28)}, optimise=True)
+    # The same convolution, all that ONNX Runtime does included, must not be quicker than the kernel alone. As many in a
+    # call as a measurement has: whoever else has the processor now and then then disturbs both alike.
+    d, copies = onnx_kernels.Drawing(), 12
+    for i in range(copies):
+        y = onnx_kernels.operation(d, conv, [d.input(f"x{i}", (1, 128, 28, 28))], 128, 128, 1)
+        d.output(onnx_kernels.fuse(d, conv, y, [d.input(f"r{i}", (1, 128, 28, 28))]))
+    shapes = {f"{name}{i}": (1, 128, 28, 28) for name in "xr" for i in range(copies)}
+    call = OrtSessions().bound(d.model(), shapes, optimise=True)
     from halp_profiler.timing import time_interleaved
 
-    whole = time_interleaved({"": call}, min_rounds=5, min_seconds=0)[""].median_ms
+    whole = time_interleaved({"": call}, min_rounds=5, min_seconds=0)[""].median_ms / copies
     assert large.median_ms < 1.5 * whole
 
 
@@ -74,7 +77,8 @@ def test_a_network_in_half_precision_is_one_throughout(precision):
         Kernel("linear", (5,), fused=("gelu",)),
     ):  # fmt: skip
         model = onnx_precision.converted(onnx_scenes.build([Request(kernel, 8, 8)], 1), precision)
-        onnx.checker.check_model(model, full_check=True)
+        model = onnx.shape_inference.infer_shapes(model, strict_mode=True)
+        onnx.checker.check_model(model)
         kinds = {w.data_type for w in model.graph.initializer if w.dims and len(w.dims) > 1}
         assert onnx.TensorProto.FLOAT not in kinds
     assert onnx_precision.converted(model, "tf32") is model

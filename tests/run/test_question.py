@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from halp_iee import trace
+import halp_iee
+from halp_iee import models, trace
 from halp_iee.cli.main import run
 from halp_iee.errors import TargetError, UsageError
 from halp_iee.latency import LatencyModel
@@ -19,6 +20,7 @@ from halp_iee.latency.profile import profile_network
 from halp_iee.run.job import Job
 from halp_iee.run.question import Budget, Question, answerer
 from halp_iee.run.target import Target
+from halp_iee.slim import read_recipe
 from halp_iee.train.recipe import Recipe
 from halp_profiler.devices import find
 
@@ -144,7 +146,7 @@ def test_a_branch_goes_whole_from_the_command_line_to_the_files(tmp_path: Path, 
     result = json.loads(capsys.readouterr().out)
     assert result["predicted_ms"] <= result["target_ms"] * (1 + 1e-9)
     kinds = [node.op_type for node in onnx.load(result["onnx"]).graph.node]
-    recipe = halp_iee.slim.read_recipe(result["artifact"])
+    recipe = read_recipe(result["artifact"])
     assert len(recipe["removed"]) > 0
     # Two convolutions and one addition go with each.
     assert kinds.count("Conv") == 19 + 2 - 2 * len(recipe["removed"])

@@ -12,6 +12,7 @@ from halp_iee.graph.records import Width
 from halp_iee.solve import CertificateError, build, frontier, joint, solve, verify
 from halp_iee.solve.dual import Oracle
 from halp_iee.solve.eliminate import Elimination
+from halp_iee.solve.floor import find_floor
 from halp_iee.solve.halp import fill_knapsack
 from halp_iee.solve.network import compile_network, cut, with_images
 from halp_iee.solve.order import elimination_order
@@ -158,7 +159,12 @@ def test_sums_that_are_too_wide_for_one_table_still_end_in_the_optimum(monkeypat
         budget_ms = cost.dense_ms * rng.uniform(0.3, 0.95)
         problem = build(cost, importance, budget_ms)
         with_sums += bool(compile_network(problem).relations)
-        best = max((value for _, value, ms in every_choice(cost, importance) if ms <= budget_ms), default=None)
+        choices = list(every_choice(cost, importance))
+        best = max((value for _, value, ms in choices if ms <= budget_ms), default=None)
+        floor = find_floor(problem)
+        fastest = min(ms for _, _, ms in choices)
+        assert floor.least_ms <= fastest * (1 + 1e-9)
+        assert floor.reached_ms >= fastest * (1 - 1e-9)
         found = joint.solve_joint(problem, 0.0, enumerate_at=1)
         if best is None:
             assert found is None

@@ -51,12 +51,16 @@ def traced(part: Part) -> ChannelGraph:
 
 
 def sweep(part: Part, batch: int, precision: str) -> None:
-    """One table; every point is in its file as soon as it is measured."""
+    """One table; every point is in its file as soon as it is measured.
+
+    The sweep is given less time than the part: the points without which nothing can be predicted are measured
+    however long they take.
+    """
     graph = traced(part)
     table, swept = profile_with_result(
         graph, device_of(part), part.table(batch, precision), model=part.network, source="measured", batch=batch,
         precision=precision if part.cuda else "fp32", backend="torch-cudagraph" if part.cuda else "torch",
-        layout=whole.layout_of(precision) if part.cuda else None, time_budget_s=max(1.0, 0.75 * part.seconds),
+        layout=whole.layout_of(precision) if part.cuda else None, time_budget_s=max(1.0, 0.6 * part.seconds),
     )  # fmt: skip
     flags: dict[str, int] = {}
     for kernel in table.kernels:
