@@ -13,6 +13,7 @@ from torch import nn
 from halp_iee.errors import GraphError
 from halp_iee.graph.branches import Branch
 from halp_iee.graph.copies import duplicate, skeleton
+from halp_iee.graph.keep import checked
 from halp_iee.graph.records import ChannelGroup, Keep
 from halp_iee.graph.sandbox import first_line
 from halp_iee.slim.build import RECIPE, disagreement, outputs, random_like
@@ -25,8 +26,10 @@ WHAT = "The network cannot be slimmed"
 
 def removed_by(keep: Keep, groups: Sequence[ChannelGroup]) -> set[str]:
     """The groups of which a selection keeps nothing."""
+    if not hasattr(keep, "items"):
+        checked(keep, groups)  # says what is wrong with it
     known = {group.name for group in groups}
-    return {name for name, units in keep.items() if name in known and len(units) == 0}
+    return {name for name, units in keep.items() if name in known and 0 in np.shape(units)}
 
 
 def split(graph: ChannelGraph, keep: Keep) -> tuple[list[Branch], dict[str, Any]]:
