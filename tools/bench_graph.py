@@ -312,9 +312,10 @@ def main() -> int:
     parser.add_argument("--export", action="store_true", help="export the slim network to ONNX as well")
     parser.add_argument("--against-torch-pruning", action="store_true")
     parser.add_argument("--report", type=Path, help="write the table from --out and stop")
+    parser.add_argument("--note", default="", help="what the page is to say about how the rows were gathered")
     given = parser.parse_args()
     if given.report:
-        write_report(list(read(given.out).values()), given.report)
+        write_report(list(read(given.out).values()), given.report, given.note)
         return 0
     torch.set_num_threads(1)
     done = read(given.out)

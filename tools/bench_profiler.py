@@ -201,6 +201,9 @@ def bars(sweeps: list[dict[str, Any]], errors: np.ndarray) -> list[str]:
             ("ResNet-50's memory under 2 GB", r50["peak_gb"], 2.0, " GB"),
         ]
     lines = ["| asked | reached | |", "| --- | --- | --- |"]
+    for what, count, least in (("held-out networks", len(errors), 24), ("families", len(sweeps), 6)):
+        verdict = "met" if count >= least else f"missed by {least - count}"
+        lines.append(f"| at least {least} {what} | {count} | {verdict} |")
     for what, value, bar, unit in asked:
         lines.append(
             f"| {what} | {value:.3g}{unit} | {'met' if value <= bar else f'missed by {value - bar:.2g}{unit}'} |"

@@ -185,6 +185,17 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     return [*line, row.get("note", "")]
 
 
+def _beside(joint: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> str:
+    """What is left open, over the budget or below `halp`, in words."""
+    wide = [f"{row['network']} at {row['target']:g} {100 * row['gap']:.2f}%" for row in joint if row["gap"] > 1e-3]
+    over = [row for row in joint if row["ms"] > row["budget_ms"] * (1 + 1e-9)]
+    halp = {(row["network"], row["target"]): row for row in rows if row["solver"] == "halp" and "value" in row}
+    pairs = [(row, halp[key]) for row in joint if (key := (row["network"], row["target"])) in halp]
+    below = [one for one, other in pairs if one["value"] < other["value"] * (1 - 1e-9)]
+    said = f"Gaps over 0.1%: {', '.join(wide) or 'none'}. Over the budget: {len(over)} of {len(joint)}."
+    return said + (f" Less importance than halp: {len(below)} of {len(pairs)}." if pairs else "")
+
+
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """All rows, one table a title."""
     lines = [
@@ -200,7 +211,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
             slow = max(joint, key=lambda row: row["cpu_s"])
             lines += [
                 f"joint: largest gap {100 * worst['gap']:.4f}% ({worst['network']} at {worst['target']:g}), most CPU "
-                f"time {slow['cpu_s']:.2f} s ({slow['network']} at {slow['target']:g}).", "",
+                f"time {slow['cpu_s']:.2f} s ({slow['network']} at {slow['target']:g}). {_beside(joint, here)}", "",
             ]  # fmt: skip
         lines += [f"| {' | '.join(HEADERS)} |", "|" + " --- |" * len(HEADERS)]
         lines += [f"| {' | '.join(cells(row))} |" for row in here]

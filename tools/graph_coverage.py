@@ -14,6 +14,18 @@ OUTSIDE = ("network output", "its channels can only be removed all together")
 """Reasons that are no shortcoming: what the network promises to those who call it."""
 
 
+NOT_PRUNABLE = {
+    "convit": "one position weight a head; the channels inside the heads are free",
+    "byobnet": "weights of a 1-D convolution that slides over the channels",
+    "efficientformer_v2": "one weight a head; the channels inside the heads are free",
+    "mlp_mixer": "as many as there are tokens; the hidden layer of the token mixing is free",
+    "swin_transformer_v2": "one bias a head; the channels inside the heads are free",
+    "swin_transformer_v2_cr": "one bias a head; the channels inside the heads are free",
+    "volo": "weights of an outlook, over whose places a softmax runs",
+}
+"""Families whose frozen groups nobody would call prunable, and why; those of any other family count as a shortfall."""
+
+
 def frozen(row: dict[str, Any]) -> list[dict[str, Any]]:
     """The frozen groups of a model, without its outputs."""
     return [group for group in row.get("frozen", []) if not str(group["reason"]).startswith(OUTSIDE)]
@@ -57,6 +69,23 @@ def _summary(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def _families(rows: list[dict[str, Any]]) -> list[str]:
+    """The bar of the families: the share without a frozen group that a person would call prunable."""
+    families = {row["family"] for row in rows}
+    held = {row["family"] for row in rows if frozen(row)}
+    failed = {row["family"] for row in rows if row.get("error")}
+    short = (held - NOT_PRUNABLE.keys()) | failed
+    named = f" ({', '.join(sorted(short))})" if short else ""
+    share = 1 - len(short) / len(families)
+    lines = [
+        f"- Of {len(families)} families, {len(families - short)} ({share:.1%}) have no failure and "
+        f"no frozen group that a person would call prunable; {len(short)} do{named}. Frozen, and judged not to be "
+        "prunable:"
+    ]
+    lines += [f"  - {name}: {NOT_PRUNABLE[name]}" for name in sorted(held & NOT_PRUNABLE.keys())]
+    return lines
+
+
 def _peer(rows: list[dict[str, Any]]) -> list[str]:
     beside = [row for row in rows if "peer" in row]
     if not beside:
@@ -86,15 +115,15 @@ def _peer(rows: list[dict[str, Any]]) -> list[str]:
     return [*lines, ""]
 
 
-def render(rows: list[dict[str, Any]]) -> str:
-    """The page as text."""
+def render(rows: list[dict[str, Any]], note: str = "") -> str:
+    """The page as text, with a note on how the rows were gathered."""
     machine = rows[-1].get("machine", {}) if rows else {}
     versions = ", ".join(f"{name} {version}" for name, version in machine.get("versions", {}).items())
     lines = [
         "# What the channel graph covers",
         "",
         "Measured by `tools/bench_graph.py`: random weights, the smallest inputs that a model takes, half of every "
-        "group and one random subset. Checks: `half` and `random` mean that the slim network equals its masked self "
+        "group and two random subsets. Checks: `half` and `random` mean that the slim network equals its masked self "
         "on the example inputs and on random ones, `reload` that a saved and loaded copy gives the same results, "
         "`export` that the ONNX file passed the parity gate, `train` one step of SGD in train mode. Frozen groups are "
         "those that stay whole for another reason than being the network's output or a single unit.",
@@ -102,14 +131,20 @@ def render(rows: list[dict[str, Any]]) -> str:
         f"Machine: {machine.get('cpu', '?')}, {machine.get('cores', '?')} cores shared with other work, one thread; "
         f"{versions}. Seconds are therefore coarse.",
         "",
+        *([note, ""] if note else []),
     ]
     for suite in dict.fromkeys(row["suite"] for row in rows):
         mine = [row for row in rows if row["suite"] == suite]
-        lines += [f"## {suite}", "", *_summary(mine), ""]
+        lines += [f"## {suite}", "", *_summary(mine), *(_families(mine) if suite == "timm" else []), ""]
         failed = [row for row in mine if row.get("error")]
         if failed:
             lines += ["Failures:", ""]
             lines += [f"- {row['name']}: {row['error'][:300]}" for row in failed]
+            lines.append("")
+        refused = [row for row in mine if row.get("export", "ok") != "ok"]
+        if refused:
+            lines += ["Not exported:", ""]
+            lines += [f"- {row['name']}: {row['export'][:400]}" for row in refused]
             lines.append("")
         lines += [
             "| model | kind | parameters, M | groups | units | prunable groups | parameters in prunable groups | "
@@ -126,7 +161,8 @@ def render(rows: list[dict[str, Any]]) -> str:
                 row.get("prunable", "-"),
                 f"{row['prunable_share']:.1%}" if "prunable_share" in row else "-",
                 f"{row['small'] / row['parameters']:.2f}" if "small" in row else "-",
-                " ".join(row.get("passed", [])) + ("; **failed**" if row.get("error") else ""),
+                " ".join([*row.get("passed", []), *(["export"] if row.get("export") == "ok" else [])])
+                + ("; **failed**" if row.get("error") else ""),
                 row.get("trace_seconds", "-"),
                 row.get("slim_seconds", "-"),
                 _reasons(row),
@@ -136,8 +172,8 @@ def render(rows: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, *_peer(rows)])
 
 
-def write_report(rows: list[dict[str, Any]], path: Path) -> None:
+def write_report(rows: list[dict[str, Any]], path: Path, note: str = "") -> None:
     """Write the page, whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(render(rows), encoding="utf-8")
+    temporary.write_text(render(rows, note), encoding="utf-8")
     os.replace(temporary, path)

@@ -11,12 +11,15 @@ from collections.abc import Sequence
 
 from halp_iee.graph.attributes import Binding, SizedAttribute, matching
 from halp_iee.graph.groups import Structure
-from halp_iee.graph.origins import OfModule
+from halp_iee.graph.origins import OfModule, Origin, leaves
 from halp_iee.graph.replay import Failure
-from halp_iee.graph.rounds import Place, Round, Spot, place_of, told_leaves, told_sizes
+from halp_iee.graph.rounds import Place, Round, Spot, place_of, told_sizes
 from halp_iee.slim.surgery import ATTRIBUTES
 
 MOST_TRIES = 2
+MOST_AHEAD = 4
+"""Calls after a failing one whose results its numbers may be the sizes of: the width of queries, keys and values is
+three times the size of a head, which is seen where they are parted."""
 
 Key = tuple[str, str, int]
 
@@ -104,10 +107,15 @@ class Bindings:
     def _told(self, failure: Failure, seen: Round) -> list[Binding]:
         """The numbers that the failing call was told, each by the axis that it is the size of."""
         place, found = place_of(failure), []
-        keys = dict.fromkeys(one for one in told_leaves(failure) if isinstance(one, OfModule))
+        told = told_sizes(failure, seen)
+        origins: Sequence[Origin] = failure.origins
+        if len(told) == len(failure.given):  # what an axis of the right size was computed from is in order
+            pairs = zip(told.items(), failure.given, strict=True)
+            origins = [origin for (spot, origin), given in pairs if given != seen.sizes(spot)[1]]
+        found_in = [one for origin in origins for one in leaves(origin)]
+        keys = dict.fromkeys(one for one in found_in if isinstance(one, OfModule))
         if not keys or failure.call is None:
             return []
-        told = told_sizes(failure, seen)
         for number in keys:
             if self.held(number.key, seen) is not None:
                 continue
@@ -161,11 +169,14 @@ def _number(number: OfModule, seen: Round) -> int:
 
 
 def _spots(failure: Failure, seen: Round) -> list[Spot]:
-    """The axes of what a failing call makes and reads."""
+    """The axes of what a failing call makes and reads, and of what its module makes next."""
     call, shapes = failure.call, seen.labels.capture.shapes
     assert call is not None
     made = [value for value in (failure.made, *call.outputs) if value is not None]
-    values = dict.fromkeys([*made, *(ref.id for ref in call.refs)])
+    after = call.index + 1 - seen.labels.capture.first
+    following = seen.labels.capture.calls[after : after + MOST_AHEAD]
+    later = [value for one in following if one.module == call.module for value in one.outputs if value is not None]
+    values = dict.fromkeys([*made, *(ref.id for ref in call.refs), *later])
     return [(value, axis) for value in values for axis in range(len(shapes[value]))]
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
 
 from halp_iee.graph.calls import Call
 from halp_iee.graph.labels import Axis, Labels
-from halp_iee.graph.origins import Origin, leaves
+from halp_iee.graph.origins import Origin
 from halp_iee.graph.replay import Failure
 
 Place = tuple[int, str]
@@ -77,9 +77,3 @@ def told_sizes(failure: Failure, seen: Round) -> dict[Spot, Origin]:
         spots = [(one, axis % len(shapes[one])) for one in made]
         origins = origins[: len(spots)]
     return dict(zip(spots, origins, strict=True)) if len(spots) == len(origins) else {}
-
-
-def told_leaves(failure: Failure) -> Iterator[Origin]:
-    """Everything that the numbers of a failing call were computed from."""
-    for origin in failure.origins:
-        yield from leaves(origin)

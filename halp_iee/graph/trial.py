@@ -30,6 +30,9 @@ from halp_iee.graph.shadow import Shadows, shadow_of
 from halp_iee.slim.attention import loosen
 from halp_iee.slim.surgery import ATTRIBUTES, narrow, resize_attributes
 
+FEW = 4
+"""A group of so few units leaves hardly a choice of how many are kept."""
+
 
 def expected_shapes(structure: Structure, labels: Labels, keep: Mapping[str, np.ndarray]) -> dict[int, tuple[int, ...]]:
     """The shape of every value once only `keep` is left."""
@@ -60,12 +63,17 @@ def expected_shapes(structure: Structure, labels: Labels, keep: Mapping[str, np.
 def sample_keep(structure: Structure, seed: int) -> dict[str, np.ndarray]:
     """Random units of every prunable group, in numbers that differ from group to group."""
     random = np.random.default_rng(seed)
-    keep = {}
+    keep: dict[str, np.ndarray] = {}
+    alike: dict[int, int] = {}
     for group in structure.groups:
         if group.prunable:
             # Not one unit where there are more: an axis of size one makes tensors lie otherwise in memory.
             low = max(2 if group.size > 2 else 1, group.size // 4)
             count = int(random.integers(low, max(low, (3 * group.size) // 4) + 1))
+            if group.size <= FEW:
+                # Chance would give several such groups the same number: some stay whole in one of the trials.
+                rank = alike[group.size] = alike.get(group.size, -1) + 1
+                count = group.size if rank % 3 == 1 + seed % 2 else low
             keep[group.name] = np.sort(random.choice(group.size, size=count, replace=False))
     return keep
 

@@ -61,7 +61,7 @@ def widths(data: Data) -> str:
     known = []
     for row in rows(data.get("groups")):
         size = number(row.get("size"))
-        if size and size > 0:
+        if size is not None and size >= 1:
             kept = number(row.get("kept"))
             known.append((row, int(size), int(size if kept is None else kept)))
     if not known:

@@ -95,11 +95,12 @@ class Oracle:
         return [self.cells.network.constant_ms + least for least in marginals]
 
 
-def minimise_dual(oracle: Oracle, budget_ms: float, start: float | None = None) -> DualResult:
+def minimise_dual(oracle: Oracle, budget_ms: float, start: float | None = None, slack: float = 1e-10) -> DualResult:
     """Find the price at which D is least.
 
     Args:
         start: a price near which it lies; with a good one some evaluations are saved.
+        slack: share of D by which what is found may be over the least.
     """
     constant_ms = oracle.cells.network.constant_ms
     path: list[Choice] = []
@@ -146,7 +147,7 @@ def minimise_dual(oracle: Oracle, budget_ms: float, start: float | None = None) 
         price = (rich.value - cheap.value) / spread
         crossing = rich.value - price * (rich.latency_ms - budget_ms)
         found, choice = dual(price)
-        if found <= crossing + 1e-10 * max(abs(crossing), abs(found)):
+        if found <= crossing + slack * max(abs(crossing), abs(found)):
             break
         if choice.latency_ms > budget_ms:
             rich = choice

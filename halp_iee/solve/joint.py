@@ -141,15 +141,20 @@ def relax(
     if near is None:
         look = network if network.relations else _sample(network)
         quick = coarse_oracle(look, _QUICK_WORK)
-        result = minimise_dual(quick, ceiling_ms)
+        result = minimise_dual(quick, ceiling_ms, slack=_slack(quick))
         work = quick.elimination.work * (len(result.path) + 2)
         if math.isfinite(result.bound):
             near, price = _nearest(look, result), result.price
         if look is network and (quick.cells.exact or near is None):
             return quick, result, work
     oracle = coarse_oracle(network, pass_work, near)
-    result = minimise_dual(oracle, ceiling_ms, price)
+    result = minimise_dual(oracle, ceiling_ms, price, _slack(oracle))
     return oracle, result, work + oracle.elimination.work * (len(result.path) + 2)
+
+
+def _slack(oracle: Oracle) -> float:
+    """How near to the dual's least to go: where a pass is dear, no nearer than matters."""
+    return 1e-5 if oracle.cells.network.images else 1e-10
 
 
 def _sample(network: Network) -> Network:

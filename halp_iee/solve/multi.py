@@ -187,6 +187,15 @@ def solve_all(
         weights = np.maximum(weights / weights.sum(), 1e-6)
         weights /= weights.sum()
     if best is None:
+        for label, problem in problems.items():
+            floor_ms = find_floor(problem).reached_ms
+            if floor_ms > problem.budget_ms:
+                raise TargetError(
+                    "the latency target cannot be met",
+                    f"the budget of {label or 'the main table'!r} is {problem.budget_ms:.6g} ms, and the least that "
+                    f"the widths allow there is {floor_ms:.6g} ms",
+                    f"Ask for at least {floor_ms * 1.0001:.6g} ms there",
+                )
         raise TargetError(
             "no widths were found that hold all budgets",
             ", ".join(f"{label}: {problems[label].budget_ms:.6g} ms" for label in labels),

@@ -16,6 +16,7 @@ from tests.graph.nasty_sequences import (
     EinsumAttention,
     Latents,
     MessagePassing,
+    OneHead,
     Routed,
     Stepwise,
     TextReader,
@@ -288,7 +289,7 @@ class Modulated(nn.Module):
 NASTY: tuple[type[nn.Module], ...] = (
     AttentionGates, WeightedPyramid, BareExcite, EinsumAttention, Deformable, Parametrized, LayerScaled, TextReader,
     Routed, MessagePassing, SuperResolution, Latents, Hourglass, Stepwise, Conditional, Blurred, Modulated,
-    WidthsOfItsOwn,
+    WidthsOfItsOwn, OneHead,
 )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.graph.base import conv
@@ -174,3 +175,29 @@ class WidthsOfItsOwn(nn.Module):
         x = x + self.proj(mixed.transpose(1, 2).reshape(b, n, c))
         gate, rest = self.up(x).split([self.inner, self.width], -1)
         return self.head((x + self.down(gate.relu()) + rest.tanh()).mean(1))
+
+
+class OneHead(nn.Module):
+    """Attention with a single head over a part of the channels, whose sizes are numbers and their difference."""
+
+    inputs = staticmethod(lambda: torch.randn(2, 3, 6, 6))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width, self.part, self.key = 14, 6, 5
+        self.stem, self.norm = conv(3, 14), nn.GroupNorm(1, 6)
+        self.qkv, self.proj = nn.Conv2d(6, 2 * 5 + 6, 1), nn.Conv2d(14, 14, 1)
+        self.q, self.k, self.v, self.head = nn.Linear(14, 10), nn.Linear(14, 10), nn.Linear(14, 14), nn.Linear(14, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        b, c, h, w = x.shape
+        x1, x2 = torch.split(x, [self.part, self.width - self.part], dim=1)
+        parts = torch.split(self.qkv(self.norm(x1)), [self.key, self.key, self.part], dim=1)
+        q, k, v = (part.flatten(2) for part in parts)
+        mixed = v @ ((q.transpose(-2, -1) @ k) * 0.4).softmax(-1).transpose(-2, -1)
+        x = x + self.proj(torch.cat([mixed.reshape(b, self.part, h, w), x2], 1).relu())
+        tokens = x.flatten(2).transpose(1, 2)
+        q, k, v = (layer(tokens).reshape(b, h * w, 1, -1).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        tokens = tokens + F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, h * w, c)
+        return self.head(tokens.mean(1))

@@ -116,7 +116,7 @@ def test_whole_networks_are_looked_up_quickly():
     low_out, high_out = surface.lines_out[[0, -1]]
     a = np.linspace(low_in, high_in, 2048).astype(int)[:, None]
     b = np.linspace(low_out, high_out, 512).astype(int)[None, :]
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in range(10):
         surface(a, b)
-    assert (time.perf_counter() - start) / 10 < 0.05
+    assert (time.process_time() - start) / 10 < 0.05

@@ -85,5 +85,5 @@ def test_no_costs_or_budgets_that_cannot_be_met_are_clear_errors():
         solve_all({}, importance)
     with pytest.raises(UsageError, match="budget_ms is nan"):
         solve_all({"a": (cost, float("nan"))}, importance)
-    with pytest.raises(TargetError):
-        solve_all({"a": (cost, 1e-6), "b": (cost, 1e-6)}, importance)
+    with pytest.raises(TargetError, match="the budget of 'b' is 1e-06 ms, and the least that the widths allow there"):
+        solve_all({"a": (cost, cost.dense_ms), "b": (cost, 1e-6)}, importance)

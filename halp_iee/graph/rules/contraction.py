@@ -40,8 +40,16 @@ def convolution(step: Step) -> None:
     x, weight, bias = step.label(step["input"]), step.label(step["weight"]), step["bias"]
     groups, transposed = step["groups"], bool(step["transposed"])
     name = step.source(step["weight"])
-    for axis in x[2:]:
+    beside: Label = []
+    for number, axis in enumerate(x[2:]):
+        single = (
+            step.shape(step["weight"])[2 + number] == 1 and len(step["stride"]) == len(step["padding"]) == len(x) - 2
+        )
+        if axis is not None and single and step["stride"][number] == 1 and step["padding"][number] == 0:
+            beside.append(Axis(axis.atoms, axis.zero and bias is None))  # a kernel of one tap leaves it as it is
+            continue
         step.freeze(axis, "a convolution slides over it")
+        beside.append(None)
     for axis in weight[2:]:
         step.freeze(axis, "the taps of a convolution's kernel")
     out_size = step.out_shape()[1]
@@ -74,7 +82,7 @@ def convolution(step: Step) -> None:
             step.freeze(added, "the bias of a convolution of fixed size")
     if out is not None and name is not None:
         step.labels.produce(out.atoms, name)
-    step.emit([x[0], out, *([None] * (len(x) - 2))])
+    step.emit([x[0], out, *beside])
 
 
 def matmul(step: Step) -> None:
