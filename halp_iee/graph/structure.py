@@ -19,9 +19,8 @@ from halp_iee.graph.replay import Failure
 from halp_iee.graph.rounds import Round
 from halp_iee.graph.rules import RULES, unknown
 from halp_iee.graph.rules.base import with_zero
-from halp_iee.graph.trial import attempt
+from halp_iee.graph.trial import attempt, trial_seeds
 
-TRIAL_SEEDS = (0, 1)
 MOST_ROUNDS = 80
 
 Decisions = Mapping[tuple[int, int], int]
@@ -261,7 +260,7 @@ def find_structure(
     search = Search(model, captures)
     for _ in range(MOST_ROUNDS):
         search.label()
-        for seed in TRIAL_SEEDS:
+        for seed in trial_seeds(search.structure):
             search.shapes = {}
             failures = attempt(model, args, kwargs, search.structure, search.labels[0], seed, search.shapes)
             if failures:

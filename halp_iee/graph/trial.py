@@ -30,6 +30,9 @@ from halp_iee.graph.shadow import Shadows, shadow_of
 from halp_iee.slim.attention import loosen
 from halp_iee.slim.surgery import ATTRIBUTES, narrow, resize_attributes
 
+SEEDS = (0, 1, 2)
+"""Of the trials."""
+
 FEW = 4
 """A group of so few units leaves hardly a choice of how many are kept."""
 
@@ -71,11 +74,19 @@ def sample_keep(structure: Structure, seed: int) -> dict[str, np.ndarray]:
             low = max(2 if group.size > 2 else 1, group.size // 4)
             count = int(random.integers(low, max(low, (3 * group.size) // 4) + 1))
             if group.size <= FEW:
-                # Chance would give several such groups the same number: some stay whole in one of the trials.
+                # Chance would give several such groups the same number every time. Each has digits of its own, one a
+                # trial, and is cut in one trial at least.
                 rank = alike[group.size] = alike.get(group.size, -1) + 1
-                count = group.size if rank % 3 == 1 + seed % 2 else low
+                levels = group.size - low + 1
+                count = low + rank % (levels ** len(SEEDS) - 1) // levels**seed % levels
             keep[group.name] = np.sort(random.choice(group.size, size=count, replace=False))
     return keep
+
+
+def trial_seeds(structure: Structure) -> tuple[int, ...]:
+    """The trials that a network needs: the last one tells groups of few units apart."""
+    few = any(group.prunable and group.size <= FEW for group in structure.groups)
+    return SEEDS if few else SEEDS[:2]
 
 
 def unlike_outputs(full: Capture, slim: Capture, structure: Structure, keep: Mapping[str, np.ndarray]) -> list[Failure]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,9 @@ def result(
 ) -> dict[str, Any]:  # fmt: skip
     """Everything that others script against, as one JSON document; written to `result.json`."""
     dense, slim = count(network.graph), count(network.graph, slimmed.widths)
+    if not all(slimmed.widths.values()):
+        # What a removed branch had on the units of what passes it by (its last BatchNorm) is gone too.
+        slim = replace(slim, params=sum(parameter.numel() for parameter in slimmed.small.parameters()))
     predicted_ms, dense_predicted_ms = cost.model.predict(slimmed.widths), cost.model.dense_ms
     dense_ms, slim_ms = measured.dense_ms or dense_predicted_ms, measured.slim_ms or predicted_ms
     batch = job.device.batch

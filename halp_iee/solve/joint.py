@@ -102,12 +102,13 @@ def coarse_oracle(network: Network, work: int = _PASS_WORK, near: np.ndarray | N
     def starts_of(v: int, most: int) -> np.ndarray:
         return cell_starts(network.variables[v], most, None if reference is None else int(reference[v]))
 
+    beside = _BESIDE if images else 1
+
     @cache
     def starts(tied_most: int, most: int) -> tuple[np.ndarray, ...]:
         found = [
-            starts_of(v, tied_most if v in tied else most if v in images else _BESIDE * most)
-            for v in range(len(sizes))
-        ]  # fmt: skip
+            starts_of(v, tied_most if v in tied else most if v in images else beside * most) for v in range(len(sizes))
+        ]
         for image, v in images.items():
             # An image's cells are made of whole ones of what it is the image of.
             found[v] = np.union1d(found[v], found[image])
