@@ -142,7 +142,9 @@ def judged(name: str, work: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]
     return facts, rows
 
 
-def render(sweeps: list[dict[str, Any]], rows: list[dict[str, Any]], machine: dict[str, object]) -> str:
+def render(
+    sweeps: list[dict[str, Any]], rows: list[dict[str, Any]], machine: dict[str, object], notes: list[str]
+) -> str:
     errors = np.abs([r["error"] for r in rows])
     within = 100 * float(np.mean(errors <= 0.1))
     lines = [
@@ -151,7 +153,7 @@ def render(sweeps: list[dict[str, Any]], rows: list[dict[str, Any]], machine: di
         "Made by `tools/bench_profiler.py`.", "",
         f"{len(rows)} held-out pruned networks of {len(sweeps)} families: median error {100 * np.median(errors):.1f}%, "
         f"worst {100 * errors.max():.1f}%, {within:.0f}% of them within 10% (nn-Meter states 99% within 10% on a CPU).",
-        "", *bars(sweeps, errors), "",
+        "", *bars(sweeps, errors), "", *[line for note in notes for line in (note, "")],
         "For every family a table was swept, and in a run of its own the dense network, some random slim ones"
         " and the held-out ones were timed in turn, round after round, so that what slowed the machine slowed"
         " all of them alike. What had changed since the sweep and is common to all networks of a family goes "
@@ -166,6 +168,7 @@ def render(sweeps: list[dict[str, Any]], rows: list[dict[str, Any]], machine: di
         "| calibrated on | scale | offset ms | us a MB of weights | calibration's worst | spread |",
         "| --- " * 13 + "|",
     ]  # fmt: skip
+    by_family = {s["network"]: np.abs([r["error"] for r in rows if r["network"] == s["network"]]) for s in sweeps}
     for s in sweeps:
         share = 100 * s["points"] / s["exhaustive_points"]
         lines.append(
@@ -174,6 +177,11 @@ def render(sweeps: list[dict[str, Any]], rows: list[dict[str, Any]], machine: di
             f"| {s['offset_ms']:.3f} | {1e3 * s['weight_ms_per_mb']:.0f} | {100 * s['calibration_worst']:.1f}% "
             f"| {100 * s['spread']:.1f}% |"
         )
+    lines += ["", "| network | median error | worst error | worst without this family |", "| --- " * 4 + "|"]
+    for name, mine in by_family.items():
+        others = [e.max() for other, e in by_family.items() if other != name]
+        worst = f"{100 * max(others):.1f}%" if others else "-"
+        lines.append(f"| {name} | {100 * np.median(mine):.1f}% | {100 * mine.max():.1f}% | {worst} |")
     lines += ["", "| network | structure | of dense | predicted ms | measured ms | error | uncalibrated |"]
     lines += ["| --- " * 7 + "|"]
     lines += [
@@ -211,7 +219,7 @@ def bars(sweeps: list[dict[str, Any]], errors: np.ndarray) -> list[str]:
     return lines
 
 
-def report(networks: list[str], work: Path, out: Path) -> None:
+def report(networks: list[str], work: Path, out: Path, notes: list[str]) -> None:
     done = [name for name in networks if (work / name / "times.json").exists()]
     found = [judged(name, work) for name in done]
     sweeps, rows = [facts for facts, _ in found], [row for _, more in found for row in more]
@@ -219,7 +227,7 @@ def report(networks: list[str], work: Path, out: Path) -> None:
     machine = {"processor": host.label, "cores": dict(host.details).get("cores"),
                "runtime": " ".join(runtime.describe().values())}  # fmt: skip
     _write(out.with_suffix(".json"), {"machine": machine, "sweeps": sweeps, "rows": rows})
-    out.with_suffix(".md").write_text(text := render(sweeps, rows, machine))
+    out.with_suffix(".md").write_text(text := render(sweeps, rows, machine, notes))
     print(text)
 
 
@@ -234,10 +242,13 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=list(FAMILIES))
     parser.add_argument("--work", type=Path, required=True, help="where everything that was made is kept")
     parser.add_argument("--seconds", type=float, help="for one sweep (150), or for timing one network (1)")
+    parser.add_argument(
+        "--note", action="append", default=[], help="a paragraph for the report, e.g. why a bar is missed"
+    )
     parser.add_argument("--out", type=Path, help="where the report goes, without the ending")
     arguments = parser.parse_args()
     if arguments.step == "report":
-        report(arguments.networks, arguments.work, arguments.out or arguments.work / "report")
+        report(arguments.networks, arguments.work, arguments.out or arguments.work / "report", arguments.note)
     for name in arguments.networks:
         if arguments.step == "sweep":
             sweep(name, arguments.work, arguments.seconds or 150.0)

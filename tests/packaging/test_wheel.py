@@ -99,3 +99,9 @@ def test_help_loads_no_heavy_library() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     print(f"halp-iee --help took {time.monotonic() - start:.2f} s")
+
+
+def test_solve_can_be_called_whatever_was_imported_before() -> None:
+    """`halp_iee.solve` is a function and a package of that name."""
+    for first in ("import halp_iee", "import halp_iee.solve", "from halp_iee.solve import Problem; import halp_iee"):
+        subprocess.run([sys.executable, "-c", f"{first}; assert callable(halp_iee.solve)"], check=True)
