@@ -31,11 +31,14 @@ switches = options.compose(
     click.option("--variant", type=click.Choice(["plain", "em", "em&s"]), default=None, help="Of mest."),
     click.option("--gamma", type=float, default=None, help="Of srigl: share of salient weights that a neuron needs."),
     click.option("--channel-sparsity", type=float, default=None, help="Of chase: the fraction of channels removed."),
+    click.option("--as-published", is_flag=True, default=None,
+                 help="Of the pattern kernel: take the sparsity as MEST's reference code does."),
     click.option("--prune-skip", is_flag=True, default=None, help="Of chase: remove channels of residual connections."),
 )  # fmt: skip
 
 _NAMES = (
     "sparsity", "pattern", "distribution", "exclude", "every", "variant", "gamma", "channel_sparsity", "prune_skip",
+    "as_published",
 )  # fmt: skip
 _SHARED = (
     "model", "data", "method", "epochs", "batch_size", "lr", "recipe_file", "tensorboard", "train_on", "weights",
