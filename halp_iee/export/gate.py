@@ -61,14 +61,13 @@ def prove(source: Source, candidate: Candidate, out: Path) -> Exported:
     calls, error, tolerance = source.calls(), candidate.error, TOLERANCE.get(options.precision)
     if tolerance is not None and error is None:
         error = parity.prove(source.model, engine, calls, tolerance)
+    _as_measured(source)
     top1 = top1_torch = None
     images = 0
     if source.data is not None and source.result["top1"] is not None:
         top1, top1_torch, images = _accuracy(source, engine)
-    else:
-        _as_measured(source)
-        if options.precision == "int8":
-            _agree(source, engine)
+    elif options.precision == "int8":
+        _agree(source, engine)
     latency = _latency(source, engine) if options.precision != "fp32" and options.format != "tensorrt" else None
     return Exported(
         path=str(out), format=options.format, precision=options.precision,
@@ -113,7 +112,8 @@ def _accuracy(source: Source, engine: Engine) -> tuple[float, float, int]:
 
 
 def _as_measured(source: Source) -> None:
-    """Without labels: the run's own ONNX file, which is what was timed, computes what the artifact does."""
+    """The run's own ONNX file, which is what was timed, computes what the artifact does: accuracy alone would not
+    tell a weight that was changed a little."""
     if not source.run.onnx.is_file():
         return
     call = as_call(source.model, source.example)
