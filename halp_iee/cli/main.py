@@ -92,6 +92,7 @@ def run(args: list[str] | None = None) -> int:
         _complain(error.format_message())
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
+        _forget_interrupt()
         _complain("interrupted; call the same command again and it goes on where it stopped")
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
@@ -114,6 +115,12 @@ def run(args: list[str] | None = None) -> int:
             "Set HALP_IEE_TRACEBACK=1, run it again, and report what it prints."
         )
         return 1
+
+
+def _forget_interrupt() -> None:
+    # Ctrl-C within an exec() of a library, such as the making of a dataclass, leaves CPython with a note to end
+    # `python -m` by that signal, whatever code we exit with. Only another exec() takes the note away.
+    exec("")
 
 
 def _complain(line: str) -> None:

@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(e, file=sys.stderr)
         return e.exit_code
     except KeyboardInterrupt:
+        exec("")  # else CPython may end us by the signal: it remembers one that came within an exec() of a library
         print("Interrupted. The same command goes on where it stopped.", file=sys.stderr)
         return 130
 

@@ -119,6 +119,16 @@ def test_pruning_trained_weights_with_data_and_fine_tuning(network: str, capsys:
     assert result["train_seconds"] > 0
 
 
+def test_ctrl_c_within_an_exec_of_a_library_still_exits_130(tmp_path: Path) -> None:
+    (tmp_path / "interrupted.py").write_text(
+        "from halp_iee.cli import main\n"
+        "main.cli.main = lambda **_: exec('raise KeyboardInterrupt')\n"
+        "main.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-m", "interrupted"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 130, done.stderr
+
+
 @pytest.mark.parametrize("after", [3.0, 9.0, 16.0])
 def test_ctrl_c_leaves_a_run_that_goes_on(network: str, after: float) -> None:
     command = [sys.executable, "-m", "halp_iee", "train", "--model", network, *QUICK]

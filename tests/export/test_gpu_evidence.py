@@ -37,7 +37,7 @@ def test_every_part_runs_in_tiny_sizes_and_is_summed_up(tmp_path):
     assert all(rows[one["name"]] for one in found["parts"])
     for row in rows["predicted-b1-fp32"]:
         if row["role"] == "held-out":
-            assert row["error"] == pytest.approx(row["predicted_ms"] / row["measured_ms"] - 1, rel=1e-3)
+            assert row["error"] == pytest.approx(row["predicted_ms"] / row["measured_ms"] - 1, abs=1e-4)
     assert [row["network"] for row in rows["solved-b1-fp32"]] == [
         "dense", "joint 0.55", "joint 0.3", "halp 0.55", "halp 0.3"]  # fmt: skip
     for row in rows["solved-b1-fp32"]:
