@@ -121,9 +121,7 @@ def test_pruning_trained_weights_with_data_and_fine_tuning(network: str, capsys:
 
 def test_ctrl_c_within_an_exec_of_a_library_still_exits_130(tmp_path: Path) -> None:
     (tmp_path / "interrupted.py").write_text(
-        "from halp_iee.cli import main\n"
-        "main.cli.main = lambda **_: exec('raise KeyboardInterrupt')\n"
-        "main.main()\n"
+        "from halp_iee.cli import main\nmain.cli.main = lambda **_: exec('raise KeyboardInterrupt')\nmain.main()\n"
     )
     done = subprocess.run([sys.executable, "-m", "interrupted"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 130, done.stderr
