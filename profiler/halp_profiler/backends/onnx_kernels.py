@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ from halp_profiler.kernel import SPATIAL_OPS, Kernel
 
 OPSET = 18
 _NOISE = np.random.default_rng(0).standard_normal(1 << 18).astype(np.float32) * np.float32(0.05)
+_HUGE = 16 << 20  # bytes
+APART = "given"
+"""Where a weight lies that is not in the model."""
 
 
 @dataclass
@@ -27,6 +31,8 @@ class Drawing:
     outputs: list[onnx.ValueInfoProto] = field(default_factory=list)
     prefix: str = ""
     """Goes before every name, so that a runtime's report says which part a node belongs to."""
+    apart: bool = False
+    """Leave huge weights out of the model. Whoever makes a session of it hands over zeros, which cost no memory."""
 
     def node(self, op: str, inputs: Sequence[str], **attrs: Any) -> str:
         out = f"{self.prefix}t{len(self.nodes)}"
@@ -34,6 +40,12 @@ class Drawing:
         return out
 
     def weight(self, shape: Sequence[int], positive: bool = False) -> str:
+        if self.apart and 4 * prod(shape) > _HUGE:
+            stub = TensorProto(name=f"w{len(self.weights)}", data_type=TensorProto.FLOAT, dims=shape)
+            stub.data_location = TensorProto.EXTERNAL
+            stub.external_data.add(key="location", value=APART)
+            self.weights.append(stub)
+            return str(stub.name)
         values = np.resize(_NOISE, tuple(shape))
         return self.constant(np.abs(values) + np.float32(0.1) if positive else values)
 

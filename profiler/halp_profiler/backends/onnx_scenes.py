@@ -28,14 +28,16 @@ _READ_TWICE = frozenset({"add", "batch_norm", "activation"})
 """Kernels that would melt into the convolution before them, were it not read elsewhere too."""
 
 
-def build(requests: Sequence[Request], batch: int, *, weights: int = 0) -> onnx.ModelProto:
+def build(requests: Sequence[Request], batch: int, *, touched: int = 0) -> onnx.ModelProto:
     """One network with a scene for every request, in any order that the runtime chooses.
 
-    Where the scenes' own weights are less than ``weights`` bytes, a matrix that makes up for it is multiplied beside
-    them, so that of their weights no more is left in the caches from one run to the next than of a network's.
+    Where the scenes touch less than so many bytes in a run, a matrix that makes up for it is multiplied beside
+    them, so that of their weights no more is left in the caches from one run to the next than of a network's. Huge
+    weights are left apart; see ``Drawing.apart``.
     """
-    d = Drawing()
-    columns = (weights - sum(map(weight_bytes, requests))) // (4 * _ROWS)
+    d = Drawing(apart=True)
+    own = sum(map(weight_bytes, requests)) + max((activation_bytes(r, batch) for r in requests), default=0)
+    columns = (touched - own) // (4 * _ROWS)
     if columns > 0:
         d.prefix = "s9999_"
         d.output(d.node("Gemm", [d.input("s9999_x", (1, _ROWS)), d.weight((_ROWS, columns))]))
@@ -55,6 +57,13 @@ def weight_bytes(request: Request) -> int:
     if k.op in ("conv", "conv_transpose"):
         return 4 * c_out * (k.group_width or c_in) * prod(k.kernel_size)
     return 4 * c_in * c_out if k.op == "linear" else 4 * c_in
+
+
+def activation_bytes(request: Request, batch: int) -> int:
+    """Bytes that a scene's kernel reads and writes, its weights aside."""
+    kernel = request.kernel
+    tensors = input_shape(kernel, request.c_in, batch), output_shape(kernel, request.c_out, batch)
+    return 4 * sum(map(prod, tensors))
 
 
 def _scene(d: Drawing, i: int, request: Request, batch: int) -> None:

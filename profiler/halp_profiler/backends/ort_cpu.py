@@ -19,9 +19,9 @@ from halp_profiler.table import Header, Point
 from halp_profiler.timing import time_interleaved
 from halp_profiler.watch import CpuWatch
 
-_WEIGHTS = 96 << 20  # bytes of weights in one network at most: little enough for any memory
-_UNKNOWN = 16 << 20  # bytes of weights of a network of which nothing is said
-_KEPT = 0.4  # of a network's weights, in the middle of the sizes that one prunes to
+_MOST = 48 << 20  # bytes that a network is made to touch in a run: more than a core's share of any last cache
+_UNKNOWN = 16 << 20  # bytes that a network touches of which nothing is said
+_KEPT = 0.7  # of a network, in the middle of the sizes that one prunes to
 _TRIES = 3
 _PATIENCE = 5  # networks after which a slow machine counts as the usual one, and a busy one as no longer worth waiting
 _FINE_MS = 0.002  # a spread of this little is the report's own resolution
@@ -37,7 +37,7 @@ class OrtCpu:
     caches as it would inside a network: its input warm, its weights cold. What the reordering between the
     runtime's blocked layout and the framework's costs is not charged to a kernel: it has kernels of its
     own, ``to_blocked`` and ``to_plain``. One network fits into the last cache and another does not, so the
-    scenes hold as much together as the pruned network will, or a matrix is multiplied that makes up for it.
+    scenes touch as much in a run as the pruned network will, or a matrix is multiplied that makes up for it.
 
     A reference convolution is in every such network, and latencies are given at the pace that it had at first: a clock
     that drifts by some percent takes all kernels along. Where it is much slower than before, or another process had the
@@ -66,7 +66,7 @@ class OrtCpu:
         self._report = NodeReport(self._sessions)
         self._report.node_ms = self._reports_own_ms()
         self.block = self._find_block()
-        self._weights = _UNKNOWN
+        self._touched = _UNKNOWN
         self._reference_ms = min(_quick(self._runs([])[:, -1]) for _ in range(3))
         self._slow_in_a_row = self._busy_in_a_row = 0
 
@@ -81,7 +81,7 @@ class OrtCpu:
             source="measured",
             how={
                 "method": "the runtime's report on each node of networks that hold dozens of kernels",
-                "weights_mb": round(self._weights / 2**20, 1),
+                "touched_mb": round(self._touched / 2**20, 1),
                 "statistics": f"mean of the quicker half and quartiles of {self._min_rounds} or more runs",
                 "unstable_over": UNSTABLE_OVER,
                 "disturbed_over": DISTURBED_OVER,
@@ -116,11 +116,14 @@ class OrtCpu:
         return None
 
     def expect(self, ranges: Sequence[KernelRange]) -> None:
-        """Takes note of how many weights the network has that consists of these kernels, once it is pruned."""
-        from halp_profiler.backends.onnx_scenes import weight_bytes
+        """Takes note of how much a network touches in a run that consists of these kernels, once it is pruned: its
+        weights and, for their memory is used again and again, the largest of its activations."""
+        from halp_profiler.backends.onnx_scenes import activation_bytes, weight_bytes
 
-        whole = sum(r.layers * weight_bytes(Request(r.kernel, r.c_in[1], r.c_out[1])) for r in ranges)
-        self._weights = min(_WEIGHTS, int(_KEPT * whole))
+        full = [(r.layers, Request(r.kernel, r.c_in[1], r.c_out[1])) for r in ranges]
+        whole = sum(layers * weight_bytes(request) for layers, request in full)
+        whole += max((activation_bytes(request, self.batch) for _, request in full), default=0)
+        self._touched = min(_MOST, int(_KEPT * whole))
 
     def companions(self, ranges: Sequence[KernelRange]) -> list[KernelRange]:
         """The reorderings between the two layouts that networks with these kernels may need, and the kernels that
@@ -146,7 +149,7 @@ class OrtCpu:
     def measure(self, requests: Sequence[Request]) -> list[Point]:
         """One point a request; what is disturbed or unsteady is measured again, and flagged if it stays so."""
         points: list[Point] = []
-        for part in _parts(requests, max(self._weights, _UNKNOWN)):
+        for part in _parts(requests, max(self._touched, _UNKNOWN)):
             new = self._once(part, self._min_rounds)
             for _ in range(0 if self._busy_in_a_row >= _PATIENCE else _TRIES - 1):
                 shaky = [i for i, p in enumerate(new) if p.flags]
@@ -176,7 +179,7 @@ class OrtCpu:
         from halp_profiler.backends import onnx_scenes
 
         everything = [*requests, _REFERENCE]
-        model = onnx_scenes.build(everything, self.batch, weights=self._weights)
+        model = onnx_scenes.build(everything, self.batch, touched=self._touched)
         try:
             return self._report.run(
                 model, everything, min_rounds=rounds or self._min_rounds, min_seconds=self._min_seconds
@@ -195,7 +198,7 @@ class OrtCpu:
         from halp_profiler.backends import onnx_scenes
 
         self._runs([request], 1)  # raises for the one that cannot run
-        model = onnx_scenes.build([request], self.batch, weights=self._weights)
+        model = onnx_scenes.build([request], self.batch, touched=self._touched)
         return self._report.run(model, [request], min_rounds=self._min_rounds, min_seconds=0.0)[: self._min_rounds]
 
     def _reports_own_ms(self) -> float:

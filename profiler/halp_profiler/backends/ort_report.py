@@ -16,8 +16,11 @@ import numpy as np
 
 from halp_profiler.backends.base import Request
 from halp_profiler.backends.onnx_scenes import shapes_of
+from halp_profiler.errors import DeviceError
+from halp_profiler.kernel import TWO_SIDED
 
-_NAME = re.compile(r"([skn])(\d+)_")
+_NAME = re.compile(r"\b([skn])(\d+)_")  # the runtime may put a word before it: "fused k3_t7"
+
 _REORDER = {"to_blocked": "ReorderInput", "to_plain": "ReorderOutput"}
 _SUFFIX = "_kernel_time"
 _NODE = re.compile(
@@ -52,9 +55,21 @@ class NodeReport:
             requests: one a scene.
             min_rounds: runs, after three that are not counted ...
             min_seconds: ... and until this much time is spent.
+
+        Raises:
+            DeviceError: the report says nothing of a convolution or a matrix product.
         """
         runs = self._runs(model, min_rounds, min_seconds)
-        return np.stack([self._scenes(run, requests) for run in runs])
+        samples = np.stack([self._scenes(run, requests) for run in runs])
+        for i, request in enumerate(requests):
+            # Less than the report's resolution may be nothing, but not so many multiplications.
+            if request.kernel.op in TWO_SIDED and np.isnan(samples[:, i]).all():
+                raise DeviceError(
+                    f"{request.kernel.key} cannot be timed",
+                    "the runtime's report on the nodes does not name it",
+                    "Report this kernel with the version of ONNX Runtime",
+                )
+        return np.nan_to_num(samples)
 
     def whole(self, model: Any, *, min_rounds: int) -> tuple[float, int]:
         """The median of what all nodes take together, in ms as reported, and the number of nodes."""
@@ -85,16 +100,16 @@ class NodeReport:
         return _runs(report)[-rounds:]
 
     def _scenes(self, run: Sequence[tuple[str, str, float]], requests: Sequence[Request]) -> np.ndarray:
-        total = np.zeros(len(requests))
+        total = np.full(len(requests), np.nan)
         part, scene = "", -1
         for name, op, ms in run:
-            if found := _NAME.match(name):
+            if found := _NAME.search(name):
                 part, scene = found[1], int(found[2])
             if not 0 <= scene < len(requests):
                 continue
             wanted = _REORDER.get(requests[scene].kernel.op)
             if op == wanted if wanted else part == "k" and op not in _REORDER.values():
-                total[scene] += ms - self.node_ms
+                total[scene] = np.nansum([total[scene], ms - self.node_ms])
         return np.maximum(total, 0.0)
 
 

@@ -57,7 +57,7 @@ class OrtSessions:
         options = self._options("ORT_ENABLE_ALL")
         path = Path(self._folder.name) / "optimised.onnx"
         options.optimized_model_filepath = str(path)
-        self.ort.InferenceSession(model.SerializeToString(), options, providers=self._providers)
+        self._session(model, options)
         return onnx.load(str(path))
 
     def bound(
@@ -82,10 +82,12 @@ class OrtSessions:
         return self._session(model, options)
 
     def _session(self, model: Any, options: Any) -> Any:
-        lean, weights = _apart(model)
+        lean, weights, huge = _apart(model)
         if weights:
-            values = [self.ort.OrtValue.ortvalue_from_numpy(w) for w in weights.values()]
-            options.add_external_initializers(list(weights), values)
+            values = {name: self.ort.OrtValue.ortvalue_from_numpy(w) for name, w in weights.items()}
+            options.add_external_initializers(list(values), list(values.values()))
+            for name in huge:
+                options.add_initializer(name, values[name])  # this, too: else the runtime copies it once
         session = self.ort.InferenceSession(lean.SerializeToString(), options, providers=self._providers)
         self._weights[session] = weights
         if session.get_providers()[0] != self.provider:
@@ -128,25 +130,34 @@ class OrtSessions:
         return options
 
 
-def _apart(model: Any) -> tuple[Any, dict[str, np.ndarray]]:
-    """``model`` without its large weights, and those by name: to write and read them takes longer than to run it."""
+def _apart(model: Any) -> tuple[Any, dict[str, np.ndarray], list[str]]:
+    """``model`` without its large weights, and those by name: to write and read them takes longer than to run it. Last,
+    the names of those that the model only spoke of."""
     import onnx
     from onnx import numpy_helper
+
+    from halp_profiler.backends.onnx_kernels import APART
 
     lean = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
     lean.graph.name = model.graph.name
     for part in ("node", "input", "output", "value_info"):
         getattr(lean.graph, part).extend(getattr(model.graph, part))
     weights: dict[str, np.ndarray] = {}
+    huge: list[str] = []
     for tensor in model.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:  # as ``Drawing.apart`` leaves them
+            weights[tensor.name] = np.zeros(tensor.dims, np.float32)
+            huge.append(tensor.name)
+            lean.graph.initializer.append(tensor)
+            continue
         if len(tensor.raw_data) < _LARGE or tensor.data_type not in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16):
             lean.graph.initializer.append(tensor)
             continue
         weights[tensor.name] = numpy_helper.to_array(tensor)
         stub = lean.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
         stub.data_location = onnx.TensorProto.EXTERNAL
-        stub.external_data.add(key="location", value="given")
-    return lean, weights
+        stub.external_data.add(key="location", value=APART)
+    return lean, weights, huge
 
 
 def _runtime(provider: str) -> Any:
