@@ -8,6 +8,7 @@ import numpy as np
 
 _FOR_WEIGHTS = 7  # networks from which on a third number is looked for
 _BETTER = 0.8  # of the error without it: so much less it must err on networks that it was not fitted to
+_LESS = 0.1  # of the quickest network's latency: so much at most is taken off again, however small a network is
 _ALIKE = 0.1  # networks whose latencies are within this share of each other tell nothing of an offset
 
 
@@ -17,7 +18,8 @@ class Calibration:
 
     Attributes:
         scale: of every layer.
-        offset_ms: of a call, for what no layer stands for.
+        offset_ms: of a call, for what no layer stands for. Below 0 where the caches serve a small network better than
+            the table, whose kernels ran in a larger one.
         predicted_ms, measured_ms: the points; predicted by the layers alone.
         residuals: (fitted - measured) / measured of each point.
         weight_ms_per_mb: of a layer's weights: the fewer a network has, the more of them stay in the caches.
@@ -39,7 +41,7 @@ class Calibration:
 def fitted(predicted: np.ndarray, measured: np.ndarray, weights_mb: np.ndarray) -> tuple[float, float, float]:
     """Scale, offset and ms a MB of weights of the least relative error, ``sum ((s p + d w + o - m) / m)^2``.
 
-    The offset is not negative. With one network, or networks that take equally long, only the scale is fitted. The
+    The offset is at least minus a tenth of the quickest network's latency. With one network, or networks that take equally long, only the scale is fitted. The
     weights count from seven networks on, and only where that makes the prediction of networks that
     were left out of the fit, each in turn, clearly better. From five networks on, those over three times the median
     error off are left out of a second fit.
@@ -81,9 +83,11 @@ def _fit(predicted: np.ndarray, measured: np.ndarray, weights_mb: np.ndarray | N
     if len(p) < 2 or np.ptp(predicted) < _ALIKE * predicted.max():
         return alone, 0.0, 0.0
     columns = [p] if weights_mb is None else [p, weights_mb / measured]
-    for terms in ([*columns, 1 / measured], columns):
-        found, *_ = np.linalg.lstsq(np.stack(terms, 1), np.ones(len(p)), rcond=None)
-        offset = float(found[-1]) if len(terms) > len(columns) else 0.0
-        if found[0] > 0 and offset >= 0:
-            return float(found[0]), offset, float(found[1]) if weights_mb is not None else 0.0
+    for offset in (None, -_LESS * float(measured.min())):
+        terms = columns if offset is not None else [*columns, 1 / measured]
+        given = (offset or 0.0) / measured
+        found, *_ = np.linalg.lstsq(np.stack(terms, 1), 1 - given, rcond=None)
+        fixed = float(found[-1]) if offset is None else offset
+        if found[0] > 0 and fixed >= -_LESS * measured.min():
+            return float(found[0]), fixed, float(found[1]) if weights_mb is not None else 0.0
     return alone, 0.0, 0.0

@@ -130,9 +130,14 @@ def test_points_that_are_alike_fit_the_scale_alone(model):
     assert fitted.calibration.scale == pytest.approx(1.01, rel=1e-3)
 
 
-def test_an_offset_is_never_negative(network, model):
-    points = [(w, max(0.01, model.predict(w) - 0.02)) for w in some_widths(network, 6)]
-    assert model.calibrate(points).fixed_ms >= 0
+def test_an_offset_takes_off_a_tenth_of_the_quickest_at_most(network, model):
+    for less, at_most in ((0.02, 0.02), (10.0, np.inf)):
+        points = [(w, max(0.01, model.predict(w) - less)) for w in some_widths(network, 6)]
+        quickest = min(ms for _, ms in points)
+        fitted = model.calibrate(points)
+        assert -min(at_most, 0.1 * quickest) - 1e-9 <= fitted.fixed_ms
+        assert fitted.calibration.scale > 0
+        assert all(fitted.predict(w) > 0 for w, _ in points)
 
 
 def test_one_disturbed_point_does_not_spoil_the_fit(network, model):

@@ -151,19 +151,22 @@ class OrtCpu:
         points: list[Point] = []
         for part in _parts(requests, max(self._touched, _UNKNOWN)):
             new = self._once(part, self._min_rounds)
+            touched = max(self._touched, _touched(part, self.batch))
             for _ in range(0 if self._busy_in_a_row >= _PATIENCE else _TRIES - 1):
                 shaky = [i for i, p in enumerate(new) if p.flags]
                 if not shaky:
                     break
-                for i, again in zip(shaky, self._once([part[i] for i in shaky], 2 * self._min_rounds), strict=True):
+                for i, again in zip(
+                    shaky, self._once([part[i] for i in shaky], 2 * self._min_rounds, touched), strict=True
+                ):
                     new[i] = _better(new[i], again)
             points += new
         return points
 
-    def _once(self, requests: Sequence[Request], rounds: int) -> list[Point]:
+    def _once(self, requests: Sequence[Request], rounds: int, touched: int | None = None) -> list[Point]:
         """The points as one network shows them, flagged where another process had the cores meanwhile."""
         self._watch.start()
-        samples = self._runs(requests, rounds)
+        samples = self._runs(requests, rounds, touched)
         seen = self._watch.stop()
         reference_ms = _quick(samples[:, -1])
         self._busy_in_a_row = self._busy_in_a_row + 1 if seen else 0
@@ -174,12 +177,12 @@ class OrtCpu:
         points = [_point(r, samples[:, i]) for i, r in enumerate(requests)]
         return [replace(p, flags=(*p.flags, *flags)) if flags else p for p in points]
 
-    def _runs(self, requests: Sequence[Request], rounds: int | None = None) -> np.ndarray:
+    def _runs(self, requests: Sequence[Request], rounds: int | None = None, touched: int | None = None) -> np.ndarray:
         """Latencies in ms, shape (rounds, requests + 1), the reference last."""
         from halp_profiler.backends import onnx_scenes
 
         everything = [*requests, _REFERENCE]
-        model = onnx_scenes.build(everything, self.batch, touched=self._touched)
+        model = onnx_scenes.build(everything, self.batch, touched=touched or self._touched)
         try:
             return self._report.run(
                 model, everything, min_rounds=rounds or self._min_rounds, min_seconds=self._min_seconds
@@ -226,6 +229,13 @@ class OrtCpu:
         optimised = self._sessions.optimised(d.model()).graph
         reordered = any(node.op_type == "ReorderOutput" for node in optimised.node)
         return max((w.dims[0] for w in optimised.initializer if len(w.dims) == 4), default=1) if reordered else 1
+
+
+def _touched(requests: Sequence[Request], batch: int) -> int:
+    """Bytes that a network of these scenes touches in a run; a smaller one has to touch as many."""
+    from halp_profiler.backends.onnx_scenes import activation_bytes, weight_bytes
+
+    return min(_MOST, sum(weight_bytes(r) + activation_bytes(r, batch) for r in requests))
 
 
 def _parts(requests: Sequence[Request], most_bytes: int) -> list[list[Request]]:
