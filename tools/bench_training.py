@@ -15,7 +15,6 @@ import argparse
 import copy
 import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -28,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from training_page import DATA, NETWORKS, TARGETS, lines, wanted, write_page
 
 from halp_iee import models
 from halp_iee.export.onnx import export_onnx
@@ -45,16 +45,7 @@ from halp_iee.solve import solve
 from halp_iee.train import Recipe, fit, load, make_optimizer
 from halp_iee.train.records import Data, steps_per_epoch
 
-NETWORKS = ("resnet20", "mobilenet_v1_cifar")
-TARGETS = (0.30, 0.55)
-METHODS = ("iee", "iee-long", "halp", "torch-pruning", "torch-pruning-l2", "uniform")
-DATA = "digits-hard"
-NAMES = {
-    "iee": "IEE, from scratch", "iee-long": "IEE, update period 40%", "halp": "HALP, from a dense network",
-    "torch-pruning": "Torch-Pruning (group Taylor), from a dense network",
-    "torch-pruning-l2": "Torch-Pruning (group L2), from a dense network",
-    "uniform": "uniform width, from scratch", "dense": "dense",
-}  # fmt: skip
+_ALIGN = 4  # channels: the baselines' widths are multiples, for this runtime is slow at others, as a table would tell
 
 
 @dataclass(frozen=True)
@@ -155,6 +146,20 @@ def run_iee(b: Bench, target: float, epochs: int, seed: int, **changes: Any) -> 
     return _searched(b, method, history)
 
 
+def run_iee_dense(b: Bench, target: float, epochs: int, seed: int) -> dict[str, Any]:
+    """As HALP is run: half the epochs dense, then IEE from there."""
+    from dataclasses import replace
+
+    model = trained_dense(b, epochs, seed)
+    plan = recipe(epochs - epochs // 2, seed + 1000)
+    optimizer = make_optimizer(model, plan)
+    steps = plan.epochs * steps_per_epoch(len(b.data.train), plan.batch_size)
+    config = replace(default_stages(steps), seed=seed, start="dense")
+    method = IEE(model, b.graph, b.cost, target_ms=target * b.cost.dense_ms, optimizer=optimizer, config=config,
+                 measure=lambda keep: b.time_ms(b.graph.slim(keep)))  # fmt: skip
+    return _searched(b, method, fit(model, b.data, plan, method=method, optimizer=optimizer))
+
+
 def run_halp(b: Bench, target: float, epochs: int, seed: int) -> dict[str, Any]:
     model = trained_dense(b, epochs, seed)
     plan = recipe(epochs - epochs // 2, seed + 1000)
@@ -202,7 +207,8 @@ def run_uniform(b: Bench, target: float, epochs: int, seed: int) -> dict[str, An
     graph = trace(dense, b.example)
 
     def make(knob: float) -> tuple[nn.Module, dict[str, int]]:
-        keep = {n: np.arange(max(1, round(knob * size))) for n, size in prunable_sizes(graph).items()}
+        keep = {n: np.arange(min(size, max(_ALIGN, round(knob * size / _ALIGN) * _ALIGN)))
+                for n, size in prunable_sizes(graph).items()}  # fmt: skip
         return dense, {n: len(u) for n, u in keep.items()}
 
     def at(budget_ms: float) -> _Candidate:
@@ -251,7 +257,7 @@ def run_torch_pruning(b: Bench, target: float, epochs: int, seed: int, criterion
             ours.grad = None if theirs.grad is None else theirs.grad.clone()
         pruner = tp.pruner.BasePruner(
             model, b.example, importance=importance, global_pruning=True, pruning_ratio=1.0 - max(knob, 0.02),
-            max_pruning_ratio=0.98, ignored_layers=[model.get_submodule(place)],
+            max_pruning_ratio=0.98, ignored_layers=[model.get_submodule(place)], round_to=_ALIGN,
         )  # fmt: skip
         pruner.step()
         return model, widths_of(b.graph, model)
@@ -284,26 +290,10 @@ def widths_of(graph: ChannelGraph, model: nn.Module) -> dict[str, int]:
 
 
 RUN: Mapping[str, Callable[..., dict[str, Any]]] = {
-    "iee": run_iee, "iee-long": partial(run_iee, H=8, J=8, Q=8, T=12), "halp": run_halp,
+    "iee": run_iee, "iee-dense": run_iee_dense, "iee-long": partial(run_iee, H=8, J=8, Q=8, T=12), "halp": run_halp,
     "torch-pruning": run_torch_pruning,
     "torch-pruning-l2": partial(run_torch_pruning, criterion="magnitude"), "uniform": run_uniform, "dense": run_dense,
 }  # fmt: skip
-
-
-def wanted(seeds: int, networks: tuple[str, ...]) -> list[tuple[str, float, str, int]]:
-    """All runs, those first that others need."""
-    runs: list[tuple[str, float, str, int]] = []
-    for network in networks:
-        for seed in range(seeds):
-            runs += [(network, 0.0, "dense", seed)]
-            runs += [(network, target, method, seed) for target in TARGETS for method in METHODS]
-        runs += [(network, 1.0, "dense", seed) for seed in range(seeds)]
-    return runs
-
-
-def lines(work: Path) -> list[dict[str, Any]]:
-    path = work / "runs.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def do_several(work: Path, epochs: int, runs: list[tuple[str, float, str, int]], seconds: float) -> int:
@@ -394,124 +384,6 @@ def do_speed(work: Path, networks: tuple[str, ...]) -> int:
     return 0
 
 
-def do_report(work: Path, out: Path) -> int:
-    from halp_iee.measure import runtime
-
-    every = lines(work)
-    again = json.loads((work / "shares.json").read_text()) if (work / "shares.json").exists() else {}
-    epochs = every[0]["epochs"]
-    text = [
-        "# Training to a latency: IEE and its peers", "",
-        f"Written by `tools/bench_training.py`. Data `{DATA}`, {epochs} epochs in all for every method (HALP and "
-        f"Torch-Pruning: {epochs // 2} dense and {epochs - epochs // 2} after it), the same recipe (SGD, batch 64, "
-        "learning rate 0.1, half an epoch of warm-up, cosine), every network built, exported and corrected until it "
-        "meets the target as measured. Latency: ONNX Runtime, one thread, batch 1, as a share of the dense network's, "
-        "timed in turn with it; a family whose next wider network lies on the other side of a step of the device stays "
-        "under the target. Top-1 on the test set: mean over seeds, and in brackets their standard deviation.",
-        "", f"Machine: {platform.machine()}, {_processor()}, {os.cpu_count()} cores; "
-        f"{' '.join(runtime.describe().values())}, torch {torch.__version__}.", "",
-    ]  # fmt: skip
-    for network in dict.fromkeys(r["network"] for r in every):
-        dense = [r["top1"] for r in every if (r["network"], r["method"], r["target"]) == (network, "dense", 1.0)]
-        text += [f"## {network}", ""]
-        text += [f"Dense, {epochs} epochs: {_spread(dense)} over {len(dense)} seeds.", ""] if dense else []
-        text += [
-            "| target | method | seeds | top-1 | measured latency | training seconds |",
-            "| --- | --- | --- | --- | --- | --- |",
-        ]
-        for target in TARGETS:
-            for method in METHODS:
-                of = [r for r in every if (r["network"], r["method"], r["target"]) == (network, method, target)]
-                if not of:
-                    continue
-                shares = [
-                    again.get("/".join(str(r[k]) for k in ("network", "target", "method", "seed")), r["share"])
-                    for r in of
-                ]
-                text.append(
-                    f"| {target:.2f} | {NAMES[method]} | {len(of)} | {_spread([r['top1'] for r in of])} | "
-                    f"{min(shares):.3f} to {max(shares):.3f} | {statistics.mean(_seconds(r, every) for r in of):.0f} |"
-                )
-        text += ["", *_margins(network, every), "", *_speed(network, work)]
-    missing = [
-        w for w in wanted(3, NETWORKS) if w not in {(r["network"], r["target"], r["method"], r["seed"]) for r in every}
-    ]
-    if missing:
-        named = sorted({f"{n} dense" if m == "dense" else f"{n} at {t:.2f}" for n, t, m, _ in missing})
-        text += [f"{len(missing)} of {len(wanted(3, NETWORKS))} runs are missing: {', '.join(named)}.", ""]
-    text += [
-        "Training seconds include, for HALP and Torch-Pruning, those of the dense network that they start from. They "
-        "are of one thread on a machine that did other work at times, so they are for orientation.", "",
-    ]  # fmt: skip
-    out.write_text("\n".join(text))
-    print(out)
-    return 0
-
-
-def _speed(network: str, work: Path) -> list[str]:
-    """What training costs in seconds, and the share of the solver in a training of 6 and of 15 epochs."""
-    path = work / "speed.json"
-    found = json.loads(path.read_text()).get(network) if path.exists() else None
-    if not found:
-        return []
-    stages, shares = found["stages"], []
-    for epochs in (6, 15):
-        steps = epochs * 125
-        config = default_stages(steps)
-        dense_steps = config.steps * found["during"] + (steps - config.steps) * found["after"]
-        share = config.T * found["solver_and_surgery_s_a_cycle"] / (dense_steps * found["dense_step_s"])
-        shares.append(f"{100 * share:.1f}% of a training of {epochs} epochs ({config.T} cycles)")
-    return [
-        f"A step of IEE at 0.30, batch 64, one thread, over a dense one ({1000 * found['dense_step_s']:.0f} ms): "
-        f"{found['during']:.2f} in the update period (Importance Estimation {stages['importance']:.2f}, Accuracy "
-        f"Improvement {stages['accuracy']:.2f}, Reactivate & Explore {stages['explore']:.2f}, with all that IEE does), "
-        f"{found['after']:.2f} after it. Solver and surgery: "
-        f"{1000 * found['solver_and_surgery_s_a_cycle']:.0f} ms a cycle, {' and '.join(shares)}.", "",
-    ]  # fmt: skip
-
-
-def _margins(network: str, every: list[dict[str, Any]]) -> list[str]:
-    said = []
-    for target in TARGETS:
-        top1 = {
-            m: [r["top1"] for r in every if (r["network"], r["method"], r["target"]) == (network, m, target)]
-            for m in METHODS
-        }
-        top1 = {m: found for m, found in top1.items() if found}
-        if "iee" not in top1 or len(top1) == 1:
-            continue
-        means = {m: statistics.mean(v) for m, v in top1.items()}
-        best = max((m for m in top1 if not m.startswith("iee")), key=lambda m: means[m])
-        spread = max(statistics.stdev(top1[m]) if len(top1[m]) > 1 else 0.0 for m in ("iee", best))
-        gain = 100 * (means["iee"] - means[best])
-        said.append(
-            f"At {target:.2f} IEE is {abs(gain):.2f} points {'above' if gain > 0 else 'below'} the best of the others "
-            f"({NAMES[best]}); the seeds' spread is {100 * spread:.2f} points."
-        )
-    return said
-
-
-def _seconds(r: dict[str, Any], every: list[dict[str, Any]]) -> float:
-    """Of training, that of the dense network that it started from included; timing structures is not training."""
-    own = float(r["seconds"]) - r.get("overhead", {}).get("measurement", 0.0)
-    if r["method"] == "uniform" or r["method"].startswith("iee"):
-        return own
-    start = (r["network"], "dense", 0.0, r["seed"])
-    return own + sum(float(d["seconds"]) for d in every if (d["network"], d["method"], d["target"], d["seed"]) == start)
-
-
-def _spread(values: list[float]) -> str:
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{100 * statistics.mean(values):.2f}% ({100 * deviation:.2f})"
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["next", "measure", "speed", "report"])
@@ -531,7 +403,9 @@ def main() -> int:
     if options.what == "speed":
         return do_speed(options.work, tuple(options.networks))
     if options.what == "report":
-        return do_report(options.work, options.out)
+        write_page(options.work, options.out)
+        print(options.out)
+        return 0
     runs = [
         run for run in wanted(options.seeds, tuple(options.networks))
         if run[2] in options.methods and run[1] in (0.0, *options.targets)
