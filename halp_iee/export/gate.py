@@ -114,8 +114,11 @@ def _accuracy(source: Source, engine: Engine) -> tuple[float, float, int]:
 def _as_measured(source: Source) -> None:
     """The run's own ONNX file, which is what was timed, computes what the artifact does: accuracy alone would not
     tell a weight that was changed a little."""
+    from halp_iee.run.reload import check_unchanged
+
     if not source.run.onnx.is_file():
         return
+    check_unchanged(source.run.onnx, source.result)
     call = as_call(source.model, source.example)
     try:
         parity.prove(source.model, OnnxEngine.load(source.run.onnx), [call], 10 * TOLERANCE["fp32"])

@@ -139,7 +139,7 @@ def subject(word: str, image_shape: tuple[int, ...] | None = None) -> Subject:
 
 
 def _of_run(word: str, path: Path) -> Subject:
-    from halp_iee.run.reload import finished_run, slim_network
+    from halp_iee.run.reload import check_unchanged, finished_run, slim_network
 
     run, result = finished_run(path)
 
@@ -149,6 +149,7 @@ def _of_run(word: str, path: Path) -> Subject:
 
     if not run.onnx.is_file():
         return Subject(word, build=build)
+    check_unchanged(run.onnx, result)
     return Subject(word, run.onnx, build, int(result["batch"]))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -50,6 +51,12 @@ def read_json(path: Path, kind: Any = Any) -> Any:
             f"it is not a JSON file that can be read ({error})",
             "delete it and run the step that makes it again",
         ) from None
+
+
+def sha256(path: Path) -> str:
+    """The digest of a file, in hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 class RunDirectory:

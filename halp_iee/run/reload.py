@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from halp_iee import models
-from halp_iee.errors import HalpError
-from halp_iee.run.directory import RunDirectory, read_json
+from halp_iee.errors import ArtifactError, HalpError
+from halp_iee.run.directory import RunDirectory, read_json, sha256
 from halp_iee.slim.artifact import load
 
 RESULT_KEYS = frozenset([
@@ -100,8 +101,26 @@ def slim_network(run: RunDirectory, result: dict[str, Any]) -> tuple[nn.Module, 
     """The slim network of a run and an example of its input, rebuilt from the artifact.
 
     Raises:
-        ArtifactError: the artifact is broken or of another network.
+        ArtifactError: the artifact is broken, of another network, or not the one that the run wrote.
         UsageError: the network's constructor cannot be found any more.
     """
     dense, example = dense_network(result)
-    return load(run.artifact, dense).eval(), example
+    model = load(run.artifact, dense).eval()
+    check_unchanged(run.artifact, result)
+    return model, example
+
+
+def check_unchanged(path: Path, result: Mapping[str, Any]) -> None:
+    """Holds a file of a run against the digest that its result notes, if it notes one.
+
+    Raises:
+        ArtifactError: it is another file now.
+    """
+    noted = result.get("sha256")
+    digest = noted.get(path.name) if isinstance(noted, Mapping) else None
+    if digest is not None and sha256(path) != digest:
+        raise ArtifactError(
+            f"{path} is not the one that the run measured",
+            "its SHA-256 is not the one in result.json",
+            "It was changed since; run the job again with --fresh",
+        )

@@ -13,7 +13,7 @@ from halp_iee.measure import runtime
 from halp_iee.measure.flops import Counts, count
 from halp_iee.measure.training_cost import TrainingCost
 from halp_iee.report.collect import group_steps, staircases
-from halp_iee.run.directory import RunDirectory, write_json
+from halp_iee.run.directory import RunDirectory, sha256, write_json
 from halp_iee.run.job import Job
 from halp_iee.run.stages import Cost, Measured, Network, Slimmed
 from halp_iee.run.training import Reference
@@ -67,6 +67,7 @@ def result(
         "artifact": str(artifact), "onnx": str(run.onnx), "report": str(run.report),
         "num_classes": network.data.num_classes if network.data else None,
         "input_shape": list(network.example.shape[1:]), "version": halp_iee.__version__,
+        "sha256": {file.name: sha256(file) for file in (artifact, run.onnx) if file.is_file()},
     }  # fmt: skip
 
 

@@ -18,6 +18,7 @@ import torch
 import halp_iee
 from halp_iee import models
 from halp_iee.cli.main import run
+from halp_iee.run.directory import sha256
 
 KEYS = set(
     """
@@ -48,6 +49,7 @@ def test_a_strangers_network_is_trained_slimmed_exported_measured_and_reported(
     assert result["source"] == "measured"
     assert result["top1"] > 0.15  # better than chance after two epochs
 
+    assert result["sha256"] == {Path(result[file]).name: sha256(Path(result[file])) for file in ("artifact", "onnx")}
     small = halp_iee.load(result["artifact"], models.build(network)).eval()
     assert sum(p.numel() for p in small.parameters()) == result["params"]
 

@@ -27,7 +27,7 @@ from halp_iee.export.quantise import agreement, quantise
 from halp_iee.export.source import MAX_DROP, SUFFIX, Options
 from halp_iee.measure.accuracy import Accuracy
 from halp_iee.measure.runtime import OnnxEngine
-from halp_iee.run.directory import RunDirectory
+from halp_iee.run.directory import RunDirectory, sha256
 from halp_iee.run.reload import slim_network
 from halp_iee.train.data import load
 from tests.export.conftest import NETWORK, Run, make_run
@@ -166,6 +166,21 @@ def test_an_artifact_that_was_changed_is_found_without_data_too(tmp_path: Path, 
         assert halp_iee(["export", str(made.root), "--format", form]) == 1
         assert "not the one that the run measured" in capsys.readouterr().err
     assert listing(made.root) == before
+
+
+def test_a_change_too_small_to_be_seen_in_any_result_is_found(a_run: Run, capsys) -> None:
+    names = ("model.onnx", "model.safetensors")
+    noted = a_run.result | {"sha256": {name: sha256(a_run.root / name) for name in names}}
+    (a_run.root / "result.json").write_text(json.dumps(noted))
+    for name, command in (("model.onnx", "bench"), ("model.onnx", "export"), ("model.safetensors", "export")):
+        file = a_run.root / name
+        honest = file.read_bytes()
+        file.write_bytes(honest[:-3] + bytes([honest[-3] ^ 1]) + honest[-2:])  # the last weight's least bits
+        before = listing(a_run.root)
+        assert halp_iee([command, str(a_run.root)]) == 1
+        assert "not the one that the run measured" in capsys.readouterr().err
+        assert listing(a_run.root) == before
+        file.write_bytes(honest)
 
 
 def test_a_runtime_that_computes_something_else_is_found_out(a_run: Run, monkeypatch) -> None:
