@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from training_page import DATA, NETWORKS, TARGETS, lines, wanted, write_page
 
 from halp_iee import models
+from halp_iee.errors import TargetError
 from halp_iee.export.onnx import export_onnx
 from halp_iee.graph import ChannelGraph, trace
 from halp_iee.latency import LatencyModel, LatencyTable
@@ -187,19 +188,23 @@ class _Candidate:
     widths: dict[str, int]
 
 
-def _bisected(b: Bench, make: Callable[[float], tuple[nn.Module, dict[str, int]]], budget_ms: float) -> _Candidate:
-    """The largest network of a family (by its knob in [0, 1], larger is wider) that is predicted within the budget."""
-    low, high, best = 0.0, 1.0, None
-    for _ in range(14):
-        knob = (low + high) / 2
-        model, widths = make(knob)
-        ms = b.cost.predict(widths)
-        if ms <= budget_ms:
-            low, best = knob, _Candidate(ms, model, widths)
-        else:
-            high = knob
-    assert best is not None, "the smallest network of the family is over the target"
-    return best
+@dataclass(frozen=True)
+class _Family:
+    """Networks by one knob in (0, 1]. Neither their widths nor their latencies need grow with it."""
+
+    members: tuple[_Candidate, ...]
+
+    @classmethod
+    def of(cls, b: Bench, make: Callable[[float], tuple[nn.Module, dict[str, int]]]) -> _Family:
+        made = (make(float(knob)) for knob in np.linspace(0.04, 1.0, 49))
+        return cls(tuple(_Candidate(b.cost.predict(widths), model, widths) for model, widths in made))
+
+    def at(self, budget_ms: float) -> _Candidate:
+        """The largest that is predicted within the budget."""
+        within = [one for one in self.members if one.latency_ms <= budget_ms]
+        if not within:
+            raise TargetError("the target cannot be met", "every network of the family is slower", "ask for less")
+        return max(within, key=lambda one: sum(one.widths.values()))
 
 
 def run_uniform(b: Bench, target: float, epochs: int, seed: int) -> dict[str, Any]:
@@ -211,8 +216,7 @@ def run_uniform(b: Bench, target: float, epochs: int, seed: int) -> dict[str, An
                 for n, size in prunable_sizes(graph).items()}  # fmt: skip
         return dense, {n: len(u) for n, u in keep.items()}
 
-    def at(budget_ms: float) -> _Candidate:
-        return _bisected(b, make, budget_ms)
+    at = _Family.of(b, make).at
 
     def built(candidate: _Candidate) -> nn.Module:
         return graph.slim({n: np.arange(w) for n, w in candidate.widths.items()})
@@ -256,14 +260,13 @@ def run_torch_pruning(b: Bench, target: float, epochs: int, seed: int, criterion
         for ours, theirs in zip(model.parameters(), dense.parameters(), strict=True):
             ours.grad = None if theirs.grad is None else theirs.grad.clone()
         pruner = tp.pruner.BasePruner(
-            model, b.example, importance=importance, global_pruning=True, pruning_ratio=1.0 - max(knob, 0.02),
+            model, b.example, importance=importance, global_pruning=True, pruning_ratio=1.0 - knob,
             max_pruning_ratio=0.98, ignored_layers=[model.get_submodule(place)], round_to=_ALIGN,
         )  # fmt: skip
         pruner.step()
         return model, widths_of(b.graph, model)
 
-    def at(budget_ms: float) -> _Candidate:
-        return _bisected(b, make, budget_ms)
+    at = _Family.of(b, make).at
 
     best: Any = meet_as_measured(at, lambda c: b.time_ms(c.model), target * b.cost.dense_ms)[0]
     model = best.answer.model
