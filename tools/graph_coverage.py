@@ -46,6 +46,22 @@ def _geometric(ratios: Iterable[float]) -> float:
     return math.exp(sum(found) / len(found)) if found else math.nan
 
 
+WHOLE = " [the full network: "
+
+
+def _refused_whole(row: dict[str, Any]) -> bool:
+    """Whether the exporter refuses the network before slimming, too."""
+    _, found, whole = str(row.get("export", "ok")).partition(WHOLE)
+    return bool(found) and not whole.startswith("ok")
+
+
+def _refusal(row: dict[str, Any]) -> str:
+    slim, _, whole = str(row["export"]).partition(WHOLE)
+    if not whole:
+        return slim[:250]
+    return f"{slim[:250]} The full network: {'exported' if whole.startswith('ok') else 'refused as well'}."
+
+
 def _summary(rows: list[dict[str, Any]]) -> list[str]:
     good = [row for row in rows if not row.get("error")]
     whole = [row for row in good if not frozen(row)]
@@ -65,7 +81,11 @@ def _summary(rows: list[dict[str, Any]]) -> list[str]:
         )
     if exported:
         fine = sum(row["export"] == "ok" for row in exported)
-        lines.append(f"- {len(exported)} exported to ONNX after slimming, {fine} passed the parity gate.")
+        both = sum(_refused_whole(row) for row in exported)
+        lines.append(
+            f"- {len(exported)} given to the ONNX exporter after slimming: {fine} passed the parity gate; of the other "
+            f"{len(exported) - fine} the exporter refuses the full network as well in {both}."
+        )
     return lines
 
 
@@ -144,7 +164,7 @@ def render(rows: list[dict[str, Any]], note: str = "") -> str:
         refused = [row for row in mine if row.get("export", "ok") != "ok"]
         if refused:
             lines += ["Not exported:", ""]
-            lines += [f"- {row['name']}: {row['export'][:400]}" for row in refused]
+            lines += [f"- {row['name']}: {_refusal(row)}" for row in refused]
             lines.append("")
         lines += [
             "| model | kind | parameters, M | groups | units | prunable groups | parameters in prunable groups | "

@@ -15,6 +15,7 @@ from halp_iee.cli.progress import Bars
 if TYPE_CHECKING:
     from halp_iee.graph import ChannelGraph
     from halp_iee.latency import LatencyModel, LatencyTable
+    from halp_iee.run.job import DeviceChoice
 
 
 weights_option = click.option(
@@ -78,9 +79,41 @@ def prepare(
         load_weights(network, weights)
     shape = input_shape or models.default_input_shape(model)
     graph = trace(network, torch.randn(choice.batch, *shape))
-    made = stages.find_or_make_table(graph, model, choice, shape, bars)
+    made = stages.find_or_make_table(graph, model, choice, shape, bars, copy_to_complete(choice, graph, model))
     cost = LatencyModel(graph, made.table)
     return Prepared(graph, made.table, cost, dict(score(criterion, network, graph, seed=seed)))
+
+
+def copy_to_complete(choice: DeviceChoice, graph: ChannelGraph, model: str) -> Path | None:
+    """A copy, in the user's cache, of a table that was given and lacks some of the network's kernels.
+
+    What is missing is measured into that: who only asks a question does not want a table of theirs changed. None where
+    the table covers the network, or is yet to be made.
+    """
+    import hashlib
+
+    from halp_iee.latency import LatencyTable
+    from halp_iee.latency.profile import missing_from
+    from halp_iee.latency.table import cache_folder, find
+    from halp_iee.run.job import short_name
+    from halp_profiler.files import whole
+
+    if choice.table is None:
+        return None
+    if not (given := Path(choice.table)).is_file():
+        if given.suffix == ".jsonl" and given.parent.is_dir():
+            return None  # where a new one goes
+        given = find(choice.table)
+    if not missing_from(LatencyTable.load(given), graph):
+        return None
+    content = given.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()[:8]
+    copy = cache_folder() / f"{given.stem}-with-{short_name(model)}-{digest}.jsonl"
+    if not copy.is_file():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with whole(copy) as file:
+            file.write_bytes(content)
+    return copy
 
 
 @click.command("frontier", cls=show.Command)

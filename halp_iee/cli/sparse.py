@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from halp_iee.cli import options, show
-from halp_iee.errors import UsageError
+from halp_iee.errors import HalpError, UsageError
 
 if TYPE_CHECKING:
     from halp_iee.train.recipe import Recipe
@@ -29,6 +29,8 @@ switches = options.compose(
     click.option("--update-every", "every", type=click.IntRange(1), default=None, metavar="STEPS",
                  help="Sparse training: steps between updates.  [default: the method's]"),
     click.option("--variant", type=click.Choice(["plain", "em", "em&s"]), default=None, help="Of mest."),
+    click.option("--unused", type=click.Choice(["zero", "initial"]), default=None,
+                 help="Of iee: what weights that have never lived are woken with.  [default: initial with --weights]"),
     click.option("--gamma", type=float, default=None, help="Of srigl: share of salient weights that a neuron needs."),
     click.option("--channel-sparsity", type=float, default=None, help="Of chase: the fraction of channels removed."),
     click.option("--as-published", is_flag=True, default=None,
@@ -38,7 +40,7 @@ switches = options.compose(
 
 _NAMES = (
     "sparsity", "pattern", "distribution", "exclude", "every", "variant", "gamma", "channel_sparsity", "prune_skip",
-    "as_published",
+    "as_published", "unused",
 )  # fmt: skip
 _SHARED = (
     "model", "data", "method", "epochs", "batch_size", "lr", "recipe_file", "tensorboard", "train_on", "weights",
@@ -75,10 +77,21 @@ def taken(method: str, others: dict[str, Any]) -> dict[str, Any] | None:
     if method == "iee":
         settings |= {name: others[name] for name in _OF_IEE if others[name] is not None}
     if "distribution" in settings and str(settings["distribution"]).endswith(".json"):
-        from halp_iee.run.directory import read_json
-
-        settings["distribution"] = read_json(Path(settings["distribution"]), dict[str, float])
+        settings["distribution"] = _of_each_layer(Path(settings["distribution"]))
     return settings
+
+
+def _of_each_layer(file: Path) -> dict[str, float]:
+    """The distribution that a person has written down."""
+    from halp_iee.run.directory import read_json
+
+    try:
+        return dict(read_json(file, dict[str, float]))
+    except HalpError as error:
+        raise UsageError(
+            f"the distribution {file} cannot be used", error.why,
+            'write a JSON object such as {"layer1.0.conv1": 0.9}, a sparsity for every layer that is not dense',
+        ) from None  # fmt: skip
 
 
 def _option(parameter: str) -> str:
@@ -107,9 +120,10 @@ def run(
         show.emit_json(result)
         return 0
     layers = json.loads(json.dumps(result["sparsity_by_layer"]))
+    of = "1 layer" if len(layers) == 1 else f"{len(layers)} layers"
     rows = [
         ["top-1 on the test set", f"{100 * result['top1']:.2f}%"],
-        ["sparsity of the sparse layers", f"{100 * result['sparsity']:.2f}% ({len(layers)} layers)"],
+        ["sparsity of the sparse layers", f"{100 * result['sparsity']:.2f}% ({of})"],
         ["nonzero parameters", f"{show.count(result['nonzeros'])} of {show.count(result['params'])}"],
         ["FLOPs of a forward pass", f"{show.count(result['flops'])} of {show.count(result['flops_dense'])}"],
         ["weights", result["artifact"]],

@@ -26,7 +26,8 @@ def sentences(model: str, found: Diagnosis) -> list[str]:
         f"{model} takes {ms(found.dense_ms)} a call of {found.batch} on {found.device or 'the device'}: the sum of "
         f"{len(found.layers)} layers from a latency table, {kind}.",
         f"The floor is {ms(found.floor_ms)}, {percent(found.floor_ms / found.dense_ms)} of dense: no choice of widths "
-        f"is predicted to be faster. {percent(max(0.0, found.fixed_ms) / found.dense_ms)} of dense depends on no width at all.",
+        f"is predicted to be faster. {percent(max(0.0, found.fixed_ms) / found.dense_ms)} of dense depends on no width "
+        "at all.",
     ]
     if not found.reachable:
         said.append(

@@ -109,7 +109,7 @@ class Bindings:
         place, found = place_of(failure), []
         told = told_sizes(failure, seen)
         origins: Sequence[Origin] = failure.origins
-        if len(told) == len(failure.given):  # what an axis of the right size was computed from is in order
+        if told and len(told) == len(failure.given):  # what an axis of the right size was computed from is in order
             pairs = zip(told.items(), failure.given, strict=True)
             origins = [origin for (spot, origin), given in pairs if given != seen.sizes(spot)[1]]
         found_in = [one for origin in origins for one in leaves(origin)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,10 +27,11 @@ class Call:
     module: str
     overload: str
     mutated: tuple[int, ...] = ()
+    refs: tuple[Ref, ...] = field(init=False)
 
-    @property
-    def refs(self) -> list[Ref]:
-        return [ref for value in self.args.values() for ref in refs_in(value)]
+    def __post_init__(self) -> None:
+        # They are asked for again and again.
+        object.__setattr__(self, "refs", tuple(ref for value in self.args.values() for ref in refs_in(value)))
 
 
 @dataclass
@@ -50,6 +51,7 @@ class Capture:
         sites: position of a call -> the place of the statistic that it belongs to (see `live`).
         tensors: value id of each parameter and buffer -> all its qualified names.
         literals: numbers that the network turned into tensors, in order.
+        sized: whether a function ran that may be told a size or tell one.
         outputs: value ids of the tensors that the network returned.
         fake: whether it ran on fake tensors.
         first: index of the first call, so that two captures of one network can be told apart.
@@ -65,6 +67,7 @@ class Capture:
     sites: dict[int, tuple[str, int]] = field(default_factory=dict)
     tensors: dict[int, tuple[str, ...]] = field(default_factory=dict)
     literals: list[Any] = field(default_factory=list)
+    sized: bool = False
     outputs: tuple[int, ...] = ()
     fake: bool = True
     first: int = 0
@@ -80,10 +83,10 @@ class Capture:
         return found
 
 
-def refs_in(value: Any) -> Iterator[Ref]:
+def refs_in(value: Any) -> list[Ref]:
     """The `Ref`s inside a recorded argument, in order."""
     if isinstance(value, Ref):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from refs_in(item)
+        return [value]
+    if isinstance(value, (list, tuple)):
+        return [ref for item in value for ref in refs_in(item)]
+    return []

@@ -21,6 +21,7 @@ from halp_iee.graph.calls import Capture
 from halp_iee.graph.copies import skeleton
 from halp_iee.graph.recorder import Functions, ModuleStack, Recorder
 from halp_iee.graph.sandbox import (
+    eager,
     first_line,
     map_tensors,
     named_tensors,
@@ -75,12 +76,12 @@ def run(
         if names[id(tensor)][0] == name:
             everyone = tuple(names[id(tensor)])
             capture.tensors[watcher.add(tensor, active=False, sources=everyone[:1])] = everyone
-    for tensor in tensors_in((args, kwargs)):
-        watcher.add(tensor, active=True)
+    watcher.inputs = frozenset(watcher.add(tensor, active=True) for tensor in tensors_in((args, kwargs)))
     with (
         training_flags(model, training),
         steady_randomness(model),
         plain_attention(),
+        eager(),
         modules.watching(),
         torch.no_grad(),
         watcher,

@@ -22,7 +22,7 @@ from halp_iee.graph.capture import run
 from halp_iee.graph.groups import Structure
 from halp_iee.graph.labels import Labels
 from halp_iee.graph.recorder import ModuleStack, Recorder
-from halp_iee.graph.sandbox import map_tensors, named_tensors
+from halp_iee.graph.sandbox import map_tensors, named_tensors, seed
 from halp_iee.graph.shadow import Shadows
 
 DECISIONS = frozenset({"topk", "sort", "nms", "argsort", "unique", "nonzero", "multinomial"})
@@ -91,7 +91,7 @@ def _run(model: nn.Module, args: Any, kwargs: Any) -> tuple[Capture, Values, str
         return kind(capture, modules, shadows)
 
     inputs, named = map_tensors((args, dict(kwargs)), torch.clone)
-    torch.manual_seed(0)
+    seed()
     own = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
     try:
         run(model, inputs, named, own, shadows=False, recorder=recorder)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from halp_iee.graph.sandbox import named_tensors, tensors_in
+from halp_iee.graph.sandbox import modules_of, named_tensors, tensors_in
 
 PLAIN = frozenset(
     {type(None), bool, int, float, complex, str, bytes, type, torch.dtype, torch.device, torch.Size, type(len),
@@ -26,13 +26,19 @@ PLAIN = frozenset(
 CONTAINERS = frozenset({dict, OrderedDict, set, list, tuple})
 
 
-def skeleton(model: nn.Module) -> nn.Module:
+def skeleton(model: nn.Module, made: Mapping[str, Tensor] | None = None) -> nn.Module:
     """A copy of the module tree that shares every parameter and buffer with the original.
 
     What a forward pass leaves behind in module attributes (caches, counters) then
     stays in the copy.
+
+    Args:
+        made: tensors by one of their qualified names that the copy is to have in place of the network's own.
     """
-    return forget(_copied(model, {id(tensor): tensor for tensor in named_tensors(model).values()}))
+    named = named_tensors(model)
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in named.values()}
+    memo |= {id(named[name]): tensor for name, tensor in (made or {}).items()}
+    return forget(_copied(model, memo))
 
 
 def forget(model: nn.Module) -> nn.Module:
@@ -41,7 +47,7 @@ def forget(model: nn.Module) -> nn.Module:
     A module that keeps such a result (an indexed table of positions, say) overrides `_apply` to know that its
     tensors have changed.
     """
-    if any(type(module)._apply is not nn.Module._apply for module in model.modules()):
+    if any(type(module)._apply is not nn.Module._apply for module in modules_of(model)):
         model._apply(lambda tensor: tensor)
     return model
 
@@ -62,7 +68,7 @@ def duplicate(model: nn.Module, made: Mapping[str, Tensor] | None = None) -> nn.
 
 
 def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    modules = list(model.modules())
+    modules = modules_of(model)
     usual = [module for module in modules if _is_usual(type(module)) and "__deepcopy__" not in vars(module)]
     for module in usual:
         memo[id(module)] = type(module).__new__(type(module))
@@ -74,7 +80,10 @@ def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
             copy.deepcopy(module, memo)
             continue
         # A compiled call belongs to the original, as in a pickle.
-        state = {name: _value(value, memo) for name, value in module.__getstate__().items()}
+        state = {
+            name: value if type(value) in PLAIN else _value(value, memo)
+            for name, value in module.__getstate__().items()
+        }
         memo[id(module)].__setstate__(state)
     copied: nn.Module = memo[id(model)]
     return copied
@@ -104,14 +113,12 @@ def _hanging(value: Any) -> Iterator[Tensor]:
 
 def _value(value: Any, memo: dict[int, Any]) -> Any:
     kind = type(value)
-    if kind in PLAIN:
-        return value
+    if kind in CONTAINERS and not value:
+        return kind()
     found = memo.get(id(value))
     if found is not None:
         return found
     if kind in CONTAINERS:
-        if not value:
-            return kind()
         if kind is dict or kind is OrderedDict:
             if all(type(key) in PLAIN for key in value) and _simple(value.values(), memo):
                 made = kind((key, _leaf(item, memo)) for key, item in value.items())

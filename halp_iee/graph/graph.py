@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,9 +21,9 @@ from halp_iee.graph.capture import capture_model
 from halp_iee.graph.groups import AxisUnits, Structure
 from halp_iee.graph.keep import checked
 from halp_iee.graph.labels import Labels
-from halp_iee.graph.masking import zeroed
+from halp_iee.graph.masking import zeroed, zeroed_copy
 from halp_iee.graph.records import ChannelGroup, Keep, Op
-from halp_iee.graph.sandbox import map_tensors, named_tensors, tensors_in
+from halp_iee.graph.sandbox import map_tensors, named_tensors, parameter_names, tensors_in, without_collection
 from halp_iee.graph.structure import find_structure
 
 
@@ -132,6 +131,14 @@ class ChannelGraph:
         with zeroed(network, self.structure, self.positions(keep), self.full_shapes, live):
             yield network
 
+    @contextmanager
+    def masked_copy(self, keep: Keep, model: nn.Module | None = None) -> Iterator[nn.Module]:
+        """As `masked`, on a copy that lives as long as the context; the network itself is not touched."""
+        network = self.model if model is None else model
+        live = self.structure.live_positions(checked(keep, self.groups))
+        with zeroed_copy(network, self.structure, self.positions(keep), self.full_shapes, live) as copied:
+            yield copied
+
     def slim(self, keep: Keep, model: nn.Module | None = None) -> nn.Module:
         """A new, ordinary, smaller network that computes what the masked one does.
 
@@ -146,9 +153,10 @@ class ChannelGraph:
         from halp_iee.slim.branches import slim_without
         from halp_iee.slim.build import build_slim
 
-        if _removes(keep):
-            return slim_without(self, keep, model)
-        return build_slim(self, checked(keep, self.groups), model)
+        with without_collection():
+            if _removes(keep):
+                return slim_without(self, keep, model)
+            return build_slim(self, checked(keep, self.groups), model)
 
     def __repr__(self) -> str:
         free = sum(group.prunable for group in self.groups)
@@ -181,7 +189,7 @@ def call_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]
 def unused_parameters(model: nn.Module, capture: Capture) -> list[str]:
     """The parameters that took no part in the run, such as those of heads used in training only."""
     read = {ref.id for call in capture.calls for ref in call.refs}
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    parameters = parameter_names(model)
     return [names[0] for value, names in capture.tensors.items() if value not in read and names[0] in parameters]
 
 
@@ -205,16 +213,15 @@ def _in_training(model: nn.Module, capture: Capture, args: Any, kwargs: Any) -> 
         return [], (note,)
 
 
-@contextlib.contextmanager
-def _without_collection() -> Iterator[None]:
-    """Without the garbage collector, which would walk all of torch again and again for nothing."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
+def _foreign(model: nn.Module, captures: Sequence[Capture]) -> tuple[str, ...]:
+    """A note on a forward pass that has nothing to do with the network that it hangs on."""
+    count = sum(1 for _ in model.parameters())
+    if not count or any(len(unused_parameters(model, capture)) < count for capture in captures):
+        return ()
+    return (
+        "the forward pass used none of the network's parameters, so nothing can be removed: it may be a method "
+        "of another network that was put in its place",
+    )
 
 
 def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
@@ -240,10 +247,11 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
     given = list(tensors_in((args, kwargs)))
     if given and not any(tensor.numel() for tensor in given):
         raise GraphError("The network cannot be traced", "the example inputs are empty", "Pass at least one example")
-    with torch.no_grad(), _without_collection():
+    with torch.no_grad(), without_collection():
         captures = [capture_model(model, args, kwargs)]
         more, notes = _in_training(model, captures[0], args, kwargs)
         captures += more
+        notes += _foreign(model, captures)
         search = find_structure(model, args, kwargs, captures)
     unknown = {name: where for labels in search.labels for name, where in labels.unknown.items()}
     return ChannelGraph(

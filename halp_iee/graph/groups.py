@@ -17,8 +17,13 @@ from scipy.sparse.csgraph import connected_components
 from torch import nn
 
 from halp_iee.graph.attributes import SizedAttribute
-from halp_iee.graph.labels import Label, Labels
+from halp_iee.graph.calls import Ref
+from halp_iee.graph.labels import Axis, Label, Labels
 from halp_iee.graph.records import ChannelGroup, Width
+from halp_iee.graph.sandbox import walk
+
+NORMS = frozenset({"aten::native_layer_norm", "aten::layer_norm", "aten::rms_norm", "aten::native_group_norm"})
+"""Normalisations that the masked network runs on its live channels."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class Structure:
         spared: (parameter, axis) where masking must not zero: another factor does.
         attributes: numbers of the network's modules that follow its sizes.
         live: places of statistics that see only what lives: (axis from the end, its units).
+        normalising: parameters that are weights of normalisations over channels.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -57,6 +63,7 @@ class Structure:
     spared: frozenset[tuple[str, int]] = frozenset()
     attributes: tuple[SizedAttribute, ...] = ()
     live: Mapping[tuple[str, int], tuple[tuple[int, AxisUnits], ...]] = field(default_factory=dict)
+    normalising: frozenset[str] = frozenset()
 
     def units(self, atoms: np.ndarray) -> AxisUnits:
         """The units at the positions of a labelled axis."""
@@ -148,10 +155,13 @@ def _signatures(families: Sequence[np.ndarray], count: int) -> np.ndarray:
     random = np.random.default_rng(0)
     seeds = random.integers(1, 2**63, size=len(families), dtype=np.uint64) | np.uint64(1)
     total = np.zeros(count, dtype=np.uint64)
+    often = np.zeros(count, dtype=np.uint64)
     for seed, family in zip(seeds, families, strict=True):
-        found, times = np.unique(family, return_counts=True)
-        mixed = seed * (times.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(1))
-        total[found] += mixed ^ (mixed >> np.uint64(29))
+        np.add.at(often, family, np.uint64(1))
+        mixed = seed * (often[family] * np.uint64(0x9E3779B97F4A7C15) + np.uint64(1))
+        often[family] = 0
+        # What stands several times in the family is assigned several times, the same each time.
+        total[family] = total[family] + (mixed ^ (mixed >> np.uint64(29)))
     return total
 
 
@@ -185,12 +195,16 @@ def form(labels: Sequence[Labels], model: nn.Module, channel_axes: Sequence[np.n
     for number, freeze in enumerate(freezes):
         np.minimum.at(why, classes[freeze.atoms], number)
 
-    families = [classes[axis.atoms] for _, label in tensors for axis in label if axis is not None]
     seen: dict[int, np.ndarray] = {}
-    for atoms in [*channel_axes, *(atoms for one in labels for atoms in one.selected)]:
+    for atoms in [
+        *(axis.atoms for _, label in tensors for axis in label if axis is not None),
+        *(atoms[atoms >= 0] for atoms in {id(atoms): atoms for atoms in channel_axes}.values()),
+        *(atoms[atoms >= 0] for one in labels for atoms in one.selected),
+    ]:
         seen.setdefault(id(atoms), atoms)
-    families += [classes[atoms[atoms >= 0]] for atoms in seen.values()]
-    signature = _signatures(families, count)
+    # Many axes carry the same channels: a weight's, its bias's, those of the norm behind it.
+    families = {family.tobytes(): family for family in (classes[atoms] for atoms in seen.values())}
+    signature = _signatures(list(families.values()), count)
     signature = np.where(why < len(freezes), signature ^ np.uint64(0xD1B54A32D192ED03), signature)
 
     units = np.flatnonzero(made < never)
@@ -205,14 +219,34 @@ def form(labels: Sequence[Labels], model: nn.Module, channel_axes: Sequence[np.n
         group_of[unit], unit_of[unit] = number, len(members[number])
         members[number].append(unit)
 
-    modules = dict(model.named_modules(remove_duplicate=False))
+    structure = Structure((), classes, group_of, unit_of, {}, tuple(names for names, _ in tensors))
+    alike: dict[bytes, tuple[AxisUnits | None, list[int]]] = {}
+
+    def known(axis: Axis | None) -> tuple[AxisUnits | None, list[int]]:
+        """Its units, None if there are none, and their groups.
+
+        One object for all axes with the same units, so that what is kept of them is worked out once.
+        """
+        if axis is None:
+            return None, []
+        key = classes[axis.atoms].tobytes()
+        if key not in alike:
+            units = structure.units(axis.atoms)
+            found = np.unique(units.group[units.group >= 0]).tolist()
+            alike[key] = (units if found else None, found)
+        return alike[key]
+
+    modules = dict(walk(model))
     carried: list[dict[str, None]] = [{} for _ in members]
+    axes: dict[str, tuple[AxisUnits | None, ...]] = {}
     for names, label in tensors:
-        for axis in label:
-            if axis is not None:
-                for number in np.unique(group_of[classes[axis.atoms]]).tolist():
-                    if number >= 0:
-                        carried[number][layer_of(names[0], modules)] = None
+        found = [known(axis) for axis in label]
+        if any(those for _, those in found):
+            axes.update(dict.fromkeys(names, tuple(units for units, _ in found)))
+            layer = layer_of(names[0], modules)
+            for _, those in found:
+                for number in those:
+                    carried[number][layer] = None
     taken: dict[str, int] = {}
     groups = []
     for number, member in enumerate(members):
@@ -225,20 +259,6 @@ def form(labels: Sequence[Labels], model: nn.Module, channel_axes: Sequence[np.n
             reason = "its channels can only be removed all together"
         groups.append(ChannelGroup(name, len(member), tuple(carried[number]), reason is None, reason))
 
-    structure = Structure(tuple(groups), classes, group_of, unit_of, {}, tuple(names for names, _ in tensors))
-    axes: dict[str, tuple[AxisUnits | None, ...]] = {}
-    alike: dict[tuple[bytes, bytes], AxisUnits] = {}
-
-    def known(units: AxisUnits) -> AxisUnits | None:
-        # One object for all axes with the same units, so that what is kept of them is worked out once.
-        if (units.group < 0).all():
-            return None
-        return alike.setdefault((units.group.tobytes(), units.unit.tobytes()), units)
-
-    for names, label in tensors:
-        labelled = tuple(None if axis is None else known(structure.units(axis.atoms)) for axis in label)
-        if any(units is not None for units in labelled):
-            axes.update(dict.fromkeys(names, labelled))
     spared = frozenset(
         (name, axis) for one in labels for value, axis in one.spared for name in first.capture.tensors[value]
     )
@@ -247,4 +267,13 @@ def form(labels: Sequence[Labels], model: nn.Module, channel_axes: Sequence[np.n
         for one in reversed(labels)
         for site, places in one.live.items()
     }
-    return Structure(structure.groups, classes, group_of, unit_of, axes, structure.shared, spared, live=live)
+    normalising = frozenset(
+        name
+        for one in labels
+        for call in one.capture.calls
+        if call.name in NORMS and isinstance(call.args.get("weight"), Ref)
+        for name in one.capture.tensors.get(call.args["weight"].id, ())
+    )
+    return Structure(
+        tuple(groups), classes, group_of, unit_of, axes, structure.shared, spared, live=live, normalising=normalising
+    )

@@ -16,6 +16,7 @@ import numpy as np
 from torch import nn
 
 from halp_iee.graph.calls import Call, Capture, Ref
+from halp_iee.graph.sandbox import parameter_names, walk
 
 NO_ATOM = -1
 """Marks a position that carries no channel: it is there whatever is kept."""
@@ -213,8 +214,8 @@ def start(
 ) -> Labels:
     """Labels in which every parameter and buffer axis has its own atoms and nothing is tied."""
     labels = Labels(capture, decisions, [None] * len(capture.shapes))
-    labels.parameters = frozenset(name for name, _ in model.named_parameters(remove_duplicate=False))
-    modules = dict(model.named_modules(remove_duplicate=False))
+    labels.parameters = parameter_names(model)
+    modules = dict(walk(model))
     for value, names in capture.tensors.items():
         owner, _, leaf = names[0].rpartition(".")
         shape = capture.shapes[value]

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 from torch.overrides import TorchFunctionMode
 
+from halp_iee.graph.sandbox import walk
+
 Site = tuple[str, int]
 """Qualified name of the running module, and which of its statistics since its forward began."""
 
@@ -37,7 +39,7 @@ class ModuleStack:
     """The qualified names of the modules whose forward is running, outermost first."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._names = {id(module): name for name, module in reversed(list(model.named_modules()))}
+        self._names = {id(module): name for name, module in reversed(walk(model))}
         self._stack: list[tuple[int, str]] = []
         self._counts: list[int] = []
 

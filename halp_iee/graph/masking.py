@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from halp_iee.errors import GraphError
-from halp_iee.graph.copies import forget
+from halp_iee.graph.copies import forget, skeleton
 from halp_iee.graph.groups import Structure
 from halp_iee.graph.live import LiveStatistics, ModuleStack, Site
+from halp_iee.graph.sandbox import named_tensors
 
 
 class LiveNorms(TorchFunctionMode):
@@ -97,6 +98,60 @@ def _statistics(model: nn.Module, live: Mapping[Site, tuple[tuple[int, np.ndarra
         yield
 
 
+def _removals(
+    model: nn.Module,
+    structure: Structure,
+    positions: Mapping[str, tuple[np.ndarray | None, ...]],
+    full_shapes: Mapping[str, tuple[int, ...]],
+) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
+    """Every parameter with something to zero, once, and where: a mask that broadcasts.
+
+    Raises:
+        GraphError: the model's parameters are not of the traced sizes.
+    """
+    parameters = named_tensors(model)
+    removed: dict[tuple[int, torch.device], Tensor] = {}
+    done: set[int] = set()
+    for name, kept in positions.items():
+        parameter = parameters.get(name)
+        if not isinstance(parameter, nn.Parameter) or id(parameter) in done:
+            continue
+        done.add(id(parameter))
+        if tuple(parameter.shape) != full_shapes[name]:
+            raise GraphError(
+                "The network cannot be masked",
+                f"{name} has shape {tuple(parameter.shape)}, traced as {full_shapes[name]}",
+                "Pass a network of the traced sizes",
+            )
+        gone: Tensor | None = None
+        for axis, live in enumerate(kept):
+            if live is None or (name, axis) in structure.spared:
+                continue
+            key = (id(live), parameter.device)
+            if key not in removed:
+                mask = np.ones(parameter.shape[axis], dtype=bool)
+                mask[live] = False
+                removed[key] = torch.as_tensor(mask, device=parameter.device)
+            along = removed[key].view([-1 if one == axis else 1 for one in range(parameter.ndim)])
+            gone = along if gone is None else gone | along
+        if gone is not None:
+            yield name, parameter, gone
+
+
+def _live(
+    structure: Structure,
+    positions: Mapping[str, tuple[np.ndarray | None, ...]],
+    weights: Mapping[str, Tensor],
+) -> contextlib.AbstractContextManager[Any]:
+    """Normalisations over channels with these weights see only the live ones."""
+    live = {
+        id(weights[name]): torch.as_tensor(positions[name][0], device=weights[name].device)
+        for name in structure.normalising
+        if name in weights and positions[name][0] is not None
+    }
+    return LiveNorms(live) if live else contextlib.nullcontext()
+
+
 @contextlib.contextmanager
 def zeroed(
     model: nn.Module,
@@ -116,42 +171,38 @@ def zeroed(
     Raises:
         GraphError: the model's parameters are not of the traced sizes.
     """
-    undo: list[tuple[Tensor, int, Tensor, Tensor]] = []
-    live_weights: dict[int, Tensor] = {}
-    removed: dict[tuple[int, torch.device], Tensor] = {}
-    done: set[int] = set()
-    parameters: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    undo: list[tuple[Tensor, Tensor, Tensor]] = []
+    weights: dict[str, Tensor] = {}
     try:
         with torch.no_grad():
-            for name, kept in positions.items():
-                parameter = parameters.get(name)
-                if parameter is None or id(parameter) in done:
-                    continue
-                done.add(id(parameter))
-                if tuple(parameter.shape) != full_shapes[name]:
-                    raise GraphError(
-                        "The network cannot be masked",
-                        f"{name} has shape {tuple(parameter.shape)}, traced as {full_shapes[name]}",
-                        "Pass a network of the traced sizes",
-                    )
-                for axis, live in enumerate(kept):
-                    if live is None or (name, axis) in structure.spared:
-                        continue
-                    if parameter.ndim == 1:
-                        live_weights[id(parameter)] = torch.as_tensor(live, device=parameter.device)
-                    key = (id(live), parameter.device)
-                    if key not in removed:
-                        gone = np.ones(parameter.shape[axis], dtype=bool)
-                        gone[live] = False
-                        removed[key] = torch.as_tensor(np.flatnonzero(gone), device=parameter.device)
-                    index = removed[key]
-                    undo.append((parameter, axis, index, parameter.detach().index_select(axis, index)))
-                    parameter.index_fill_(axis, index, 0)
+            for name, parameter, gone in _removals(model, structure, positions, full_shapes):
+                undo.append((parameter, gone, parameter.detach().clone()))
+                parameter.masked_fill_(gone, 0)
+                weights[name] = parameter
         forget(model)
-        with LiveNorms(live_weights), _statistics(model, sites):
+        with _live(structure, positions, weights), _statistics(model, sites):
             yield model
     finally:
         with torch.no_grad():
-            for parameter, axis, index, saved in reversed(undo):
-                parameter.index_copy_(axis, index, saved)
+            for changed, gone, saved in reversed(undo):
+                changed.copy_(torch.where(gone, saved, changed))
         forget(model)
+
+
+@contextlib.contextmanager
+def zeroed_copy(
+    model: nn.Module,
+    structure: Structure,
+    positions: Mapping[str, tuple[np.ndarray | None, ...]],
+    full_shapes: Mapping[str, tuple[int, ...]],
+    sites: Mapping[Site, tuple[tuple[int, np.ndarray], ...]],
+) -> Iterator[nn.Module]:
+    """As `zeroed`, on a copy that shares with the network what is not zeroed; the network itself is not touched."""
+    made: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for name, parameter, gone in _removals(model, structure, positions, full_shapes):
+            cleared = torch.where(gone, parameter.new_zeros(()), parameter)
+            made[name] = nn.Parameter(cleared, parameter.requires_grad)
+    copied = skeleton(model, made)
+    with _live(structure, positions, made), _statistics(copied, sites):
+        yield copied

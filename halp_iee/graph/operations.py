@@ -66,7 +66,7 @@ def attributes(kind: str, call: Call, labels: Labels) -> dict[str, Any]:
         return activation_attrs(dict(args), call.name)
     plain: dict[str, Any] = {}
     for name, value in args.items():
-        if value is None or isinstance(value, (Ref,)) or next(refs_in(value), None) is not None:
+        if value is None or refs_in(value):
             continue
         if isinstance(value, (int, float, bool, str)):
             plain[name] = value

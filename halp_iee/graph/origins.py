@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from halp_iee.graph.attributes import numbers_of, put_number
+from halp_iee.graph.sandbox import walk
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +126,10 @@ def trace_numbers(model: nn.Module, skip: tuple[type, ...]) -> None:
         model: changed in place.
         skip: module classes whose numbers are known to follow their weights.
     """
-    for path, module in model.named_modules():
-        if isinstance(module, (*skip, torch.jit.ScriptModule)):
+    skip, done = (*skip, torch.jit.ScriptModule), set()
+    for path, module in walk(model):
+        if id(module) in done or isinstance(module, skip):
             continue
+        done.add(id(module))
         for name, item, number in list(numbers_of(module, least=1)):
             put_number(module, name, item, Traced(number, OfModule(path, name, item)))

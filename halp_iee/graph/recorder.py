@@ -2,53 +2,68 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
+import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.weak import WeakIdKeyDictionary
 
 from halp_iee.graph.calls import Call, Capture, Ref, refs_in
 from halp_iee.graph.live import STATISTICS, ModuleStack
+from halp_iee.graph.origins import SHAPES
 from halp_iee.graph.sandbox import map_tensors
 from halp_iee.graph.shadow import READS, LooksAtDataError, Shadows, traits
 
 
+class Outline(NamedTuple):
+    """What of an operation is recorded, by its schema.
+
+    Attributes:
+        name, overload: its names without and with its overload.
+        parameters: names and defaults of its arguments, in order.
+        makes_tensors: whether it returns any.
+        written: names of the arguments that it writes to.
+    """
+
+    name: str
+    overload: str
+    parameters: tuple[tuple[str, Any], ...]
+    makes_tensors: bool
+    written: tuple[str, ...]
+
+
 @functools.cache
-def _parameters(func: Any) -> tuple[tuple[str, Any], ...]:
-    """Names and defaults of an operation's arguments, in order."""
-    return tuple(
-        (argument.name, argument.default_value if argument.has_default_value() else None)
-        for argument in func._schema.arguments
+def outline(func: Any) -> Outline:
+    """The outline of an operation."""
+    schema = func._schema
+    return Outline(
+        schema.name,
+        str(func),
+        tuple((one.name, one.default_value if one.has_default_value() else None) for one in schema.arguments),
+        any("Tensor" in str(item.type) for item in schema.returns),
+        traits(func).written,
     )
 
 
-def bind(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments by their schema names, with the schema's defaults."""
-    bound: dict[str, Any] = {}
-    given = len(args)
-    for position, (name, default) in enumerate(_parameters(func)):
-        bound[name] = args[position] if position < given else kwargs.get(name, default)
-    return bound
+class Identities:
+    """Numbers of tensors, by identity; a tensor that is gone is forgotten."""
 
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[weakref.ref[Tensor], int]] = {}
 
-@functools.cache
-def returns_tensor(func: Any) -> bool:
-    """Whether an operation makes tensors, by its schema."""
-    return any("Tensor" in str(item.type) for item in func._schema.returns)
+    def __setitem__(self, tensor: Tensor, number: int) -> None:
+        self._known[id(tensor)] = (weakref.ref(tensor), number)
 
-
-@functools.cache
-def _names(func: Any) -> tuple[str, str]:
-    """The names of an operation without and with its overload."""
-    return func._schema.name, str(func)
+    def get(self, tensor: Any) -> int | None:
+        found = self._known.get(id(tensor))
+        # The id may have been used again.
+        return found[1] if found is not None and found[0]() is tensor else None
 
 
 class Recorder(TorchDispatchMode):
@@ -63,11 +78,12 @@ class Recorder(TorchDispatchMode):
         self.capture = capture
         self.modules = modules
         self.shadows = shadows
-        self._ids: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._ids = Identities()
         self._sharing: dict[int, tuple[StorageWeakRef, list[int]]] = {}
         self._storage_of: dict[int, int] = {}
         self._constants: list[Tensor] = []
         self.paused = False
+        self.inputs: frozenset[int] = frozenset()  # values that are the network's inputs
         self.told: tuple[Any, ...] = ()  # the arguments of the Python-level function that is running
 
     @property
@@ -84,16 +100,18 @@ class Recorder(TorchDispatchMode):
         capture.kinds.append((tensor.dtype, tensor.device))
         capture.strides.append(tuple(tensor.stride()) if tensor.layout == torch.strided else ())
         self._ids[tensor] = value
-        with contextlib.suppress(RuntimeError, NotImplementedError):
+        try:
             storage = tensor.untyped_storage()
-            address = storage._cdata
-            self._storage_of[value] = address
-            known = self._sharing.get(address)
-            if known is None:
-                # The weak reference keeps the address from being used again.
-                self._sharing[address] = (StorageWeakRef(storage), [value])
-            else:
-                known[1].append(value)
+        except (RuntimeError, NotImplementedError):  # it has none
+            return value
+        address = storage._cdata
+        self._storage_of[value] = address
+        known = self._sharing.get(address)
+        if known is None:
+            # The weak reference keeps the address from being used again.
+            self._sharing[address] = (StorageWeakRef(storage), [value])
+        else:
+            known[1].append(value)
         return value
 
     def ref(self, tensor: Tensor) -> Ref:
@@ -114,15 +132,23 @@ class Recorder(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if self.paused or not returns_tensor(func):
+        known = outline(func)
+        if self.paused or not known.makes_tensors:
             return self.perform(func, args, kwargs)
-        bound = {name: map_tensors(value, self.ref) for name, value in bind(func, args, kwargs).items()}
+        bound: dict[str, Any] = {}
+        given = len(args)
+        for position, (name, default) in enumerate(known.parameters):
+            value = args[position] if position < given else kwargs.get(name, default)
+            bound[name] = map_tensors(value, self.ref) if isinstance(value, (Tensor, list, tuple)) else value
         result = self.execute(func, args, kwargs, bound)
-        written = traits(func).written
-        mutated = [ref.id for name in written for ref in refs_in(bound[name])]
-        name, overload = _names(func)
-        self.record(name, overload, bound, result, mutated)
+        mutated = [ref.id for name in known.written for ref in refs_in(bound[name])]
+        self.record(known.name, known.overload, bound, result, mutated)
         return result
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """What this runs under compiles nothing (`sandbox.eager`); a guard on every operation would double the time."""
+        return False
 
     def whole(self, name: str, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run a Python-level function as one recorded operation."""
@@ -220,6 +246,31 @@ LITERALS = frozenset({torch.tensor, torch.as_tensor, torch.scalar_tensor})
 """Functions that turn Python's numbers into tensors, where no operation shows them."""
 
 
+SIZELESS = frozenset(
+    {
+        *(getattr(torch, name) for name in (
+            "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "batch_norm",
+            "relu", "relu_", "sigmoid", "tanh", "cat", "add", "sub", "mul", "flatten", "mean", "max_pool2d",
+            "adaptive_avg_pool1d", "avg_pool1d", "dropout", "softmax", "permute", "transpose", "unsqueeze", "squeeze",
+        )),
+        *(getattr(nn.functional, name) for name in (
+            "linear", "batch_norm", "relu", "relu6", "hardtanh", "hardswish", "hardsigmoid", "silu", "gelu", "mish",
+            "leaky_relu", "elu", "sigmoid", "tanh", "dropout", "dropout1d", "dropout2d", "dropout3d", "max_pool1d",
+            "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d",
+            "adaptive_avg_pool2d", "adaptive_avg_pool3d", "softmax", "log_softmax", "layer_norm", "group_norm",
+            "interpolate",
+        )),
+        *(getattr(Tensor, name) for name in (
+            "add", "add_", "sub", "mul", "mul_", "__add__", "__iadd__", "__radd__", "__sub__", "__mul__", "__imul__",
+            "__rmul__", "relu", "relu_", "sigmoid", "tanh", "mean", "flatten", "softmax", "dim", "contiguous",
+            "permute", "transpose", "unsqueeze", "squeeze",
+        )),
+        *(getattr(Tensor, name).__get__ for name in ("is_cuda", "device", "dtype", "requires_grad", "ndim", "layout")),
+    }
+)  # fmt: skip
+"""Functions that are told no sizes of tensors but strides, kernels and axes, and tell none."""
+
+
 def name_of(func: Any) -> str:
     """A function's name, the same in every run."""
     return str(getattr(func, "__name__", func))
@@ -238,6 +289,8 @@ class Functions(TorchFunctionMode):
         recorder = self.recorder
         begin = recorder.position
         name = WHOLE.get(func)
+        if func not in SIZELESS and not (func in SHAPES and recorder.value_of(args[0]) in recorder.inputs):
+            recorder.capture.sized = True
         if recorder.shadows is not None and func in READS and recorder.shadows.holds(args[0]):
             raise LooksAtDataError(f"{func.__name__} hands out a tensor's memory")
         if func in LITERALS and args and isinstance(args[0], (int, float, list, tuple)) and not recorder.paused:

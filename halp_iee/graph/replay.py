@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from halp_iee.graph.calls import Call, Capture, Ref, refs_in
 from halp_iee.graph.origins import SHAPES, Origin, origin_of, traced_shape
-from halp_iee.graph.recorder import ModuleStack, Recorder, name_of
+from halp_iee.graph.recorder import Identities, ModuleStack, Recorder, name_of
 from halp_iee.graph.sandbox import first_line, tensors_in
 from halp_iee.graph.shadow import LooksAtDataError, Shadows
 
@@ -65,7 +64,7 @@ class Replayer(Recorder):
         self.full, self.shapes = full, shapes
         self.failures: list[Failure] = []
         self._ahead = 0
-        self._twins: WeakIdKeyDictionary = WeakIdKeyDictionary()  # the value of the full network's run
+        self._twins = Identities()  # the value of the full network's run
         # An auxiliary output that nothing reads (saved statistics) may have any size.
         live = full.live()
         self._read = {ref.id for index in live for ref in full.calls[index].refs} | set(full.outputs)
@@ -81,9 +80,10 @@ class Replayer(Recorder):
         return value
 
     def shown(self, func: Any, args: tuple[Any, ...], result: Any) -> Any:
-        if func not in SHAPES or self.paused or args[0] not in self._twins:
+        if func not in SHAPES or self.paused:
             return result
-        return traced_shape(result, self._twins[args[0]], args)
+        twin = self._twins.get(args[0])
+        return result if twin is None else traced_shape(result, twin, args)
 
     def _twin(self, value: int | None, made: Any) -> None:
         if value is not None and isinstance(made, Tensor):
@@ -143,7 +143,7 @@ class Replayer(Recorder):
         wanted = self.full.literals[before]
         if wanted != value and not (wanted != wanted and value != value):
             call = self.full.calls[self.position] if self.position < len(self.full.calls) else None
-            sizes = (wanted, value) if type(wanted) is int and type(value) is int else None
+            sizes = (int(wanted), int(value)) if _is_number(wanted) and _is_number(value) else None
             text = f"computes with the number {wanted}, which depends on a size"
             self.failures.append(Failure(call, (), text, sizes=sizes))
 
@@ -188,7 +188,7 @@ class Replayer(Recorder):
             made = None
         finally:
             self.paused = before
-        refs, tensors = list(refs_in(result)), list(tensors_in(made))
+        refs, tensors = refs_in(result), list(tensors_in(made))
         wrong = [
             (ref.id, axis)
             for ref, tensor in zip(refs, tensors, strict=False)

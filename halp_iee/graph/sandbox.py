@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -41,31 +43,99 @@ def map_tensors(value: Any, fn: Callable[[Tensor], Any]) -> Any:
     return value
 
 
+def walk(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Every module under every one of its qualified names, parents first; the library's own walk is many times slower.
+
+    The order and the names are those of ``model.named_modules(remove_duplicate=False)``.
+    """
+    found: list[tuple[str, nn.Module]] = []
+
+    def visit(module: nn.Module, name: str) -> None:
+        found.append((name, module))
+        before = f"{name}." if name else ""
+        for child, part in module._modules.items():
+            if part is not None:
+                visit(part, before + child)
+
+    visit(model, "")
+    return found
+
+
+def modules_of(model: nn.Module) -> list[nn.Module]:
+    """Every module once, parents first."""
+    return list({id(module): module for _, module in walk(model)}.values())
+
+
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Every parameter and buffer under every one of its qualified names."""
-    named: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    named.update(model.named_buffers(remove_duplicate=False))
+    named: dict[str, Tensor] = {}
+    modules = [(f"{name}." if name else "", module) for name, module in walk(model)]
+    for before, module in modules:
+        named.update({before + leaf: one for leaf, one in module._parameters.items() if one is not None})
+    for before, module in modules:
+        named.update({before + leaf: one for leaf, one in module._buffers.items() if one is not None})
     return named
+
+
+def parameter_names(model: nn.Module) -> frozenset[str]:
+    """Every qualified name of every parameter."""
+    return frozenset(
+        f"{name}.{leaf}" if name else leaf
+        for name, module in walk(model)
+        for leaf, parameter in module._parameters.items()
+        if parameter is not None
+    )
 
 
 @contextlib.contextmanager
 def training_flags(model: nn.Module, training: bool) -> Iterator[None]:
     """Put every submodule in train or eval mode and put each one's own flag back."""
-    before = [(module, module.training) for module in model.modules()]
+    before = [(module, module.training) for module in modules_of(model)]
     try:
-        for module, _ in before:
-            module.training = training
+        for module, flag in before:
+            if flag != training:
+                module.training = training
         yield
     finally:
         for module, flag in before:
-            module.training = flag
+            if module.training != flag:
+                module.training = flag
 
 
 @contextlib.contextmanager
 def steady_randomness(model: nn.Module) -> Iterator[None]:
     """Leave the random generators as they were."""
-    devices = {tensor.device for tensor in model.parameters() if tensor.device.type == "cuda"}
+    devices = {tensor.device for tensor in named_tensors(model).values() if tensor.device.type == "cuda"}
     with torch.random.fork_rng(devices=sorted(device.index or 0 for device in devices)):
+        yield
+
+
+def seed() -> None:
+    """Start the random generators in use anew; the library's own function also prepares devices that nobody uses."""
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(0)
+
+
+@contextlib.contextmanager
+def without_collection() -> Iterator[None]:
+    """Without the garbage collector, which would walk all of torch again and again for nothing."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@contextlib.contextmanager
+def eager() -> Iterator[None]:
+    """Compiled parts run as they were written."""
+    if "torch._dynamo" not in sys.modules:  # then nothing is compiled, and it takes seconds to import
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
         yield
 
 

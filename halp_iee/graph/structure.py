@@ -19,6 +19,7 @@ from halp_iee.graph.replay import Failure
 from halp_iee.graph.rounds import Round
 from halp_iee.graph.rules import RULES, unknown
 from halp_iee.graph.rules.base import with_zero
+from halp_iee.graph.sandbox import walk
 from halp_iee.graph.trial import attempt, trial_seeds
 
 MOST_ROUNDS = 80
@@ -81,7 +82,7 @@ class Search:
         self.refused: dict[tuple[int, int], dict[int, bool]] = {}
         self.settled: set[tuple[int, int]] = set()
         self.labels: list[Labels] = []
-        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.modules = dict(walk(model))
         self.shapes: dict[int, tuple[int, ...]] = {}
         self.joins, self.bindings = Joins(), Bindings()
         self.structure: Structure
@@ -260,7 +261,7 @@ def find_structure(
     search = Search(model, captures)
     for _ in range(MOST_ROUNDS):
         search.label()
-        for seed in trial_seeds(search.structure):
+        for seed in trial_seeds(search.structure, captures[0].sized):
             search.shapes = {}
             failures = attempt(model, args, kwargs, search.structure, search.labels[0], seed, search.shapes)
             if failures:

@@ -41,10 +41,10 @@ class Calibration:
 def fitted(predicted: np.ndarray, measured: np.ndarray, weights_mb: np.ndarray) -> tuple[float, float, float]:
     """Scale, offset and ms a MB of weights of the least relative error, ``sum ((s p + d w + o - m) / m)^2``.
 
-    The offset is at least minus a tenth of the quickest network's latency. With one network, or networks that take equally long, only the scale is fitted. The
-    weights count from seven networks on, and only where that makes the prediction of networks that
-    were left out of the fit, each in turn, clearly better. From five networks on, those over three times the median
-    error off are left out of a second fit.
+    The offset is at least minus a tenth of the quickest network's latency. With one network, or networks that take
+    equally long, only the scale is fitted. The weights count from seven networks on, and only where that makes the
+    prediction of networks that were left out of the fit, each in turn, clearly better. From five networks on, those
+    over three times the median error off are left out of a second fit.
 
     Args:
         predicted: sums over layers, in ms, shape (n,).

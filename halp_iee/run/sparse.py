@@ -101,6 +101,8 @@ def _train(job: SparseJob, directory: Path, progress: Progress, fresh: bool, pro
         load_weights(model, job.weights)
     example = torch.zeros(1, *data.input_shape)
     settings = {**job.settings, "seed": job.seed}
+    if job.method == "iee" and job.weights is not None:
+        settings.setdefault("unused", "initial")  # weights of a trained network have all been used
     extra: dict[str, Any] = {"graph": trace(model, example)} if settings.get("channel_sparsity") else {}
     model.to(job.device)
     optimizer = make_optimizer(model, job.recipe)

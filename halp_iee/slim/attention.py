@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from halp_iee.graph.sandbox import modules_of
+
 
 class SizedMultiheadAttention(nn.MultiheadAttention):
     """Attention with any number of heads of the given size over inputs of any width.
@@ -90,7 +92,7 @@ class SizedMultiheadAttention(nn.MultiheadAttention):
 
 def loosen(model: nn.Module) -> nn.Module:
     """Give every library attention of a copy the forward pass whose widths are free; returns the copy."""
-    for module in model.modules():
+    for module in modules_of(model):
         if type(module) is nn.MultiheadAttention and module.bias_k is None and not module.add_zero_attn:
             free(module)
     return model

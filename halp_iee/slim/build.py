@@ -11,8 +11,17 @@ from torch import Tensor, nn
 
 from halp_iee.errors import GraphError
 from halp_iee.graph.compare import Difference, first_difference
-from halp_iee.graph.copies import duplicate, forget, skeleton
-from halp_iee.graph.sandbox import first_line, map_tensors, named_tensors, steady_randomness, tensors_in, training_flags
+from halp_iee.graph.copies import duplicate, forget
+from halp_iee.graph.sandbox import (
+    first_line,
+    map_tensors,
+    modules_of,
+    named_tensors,
+    seed,
+    steady_randomness,
+    tensors_in,
+    training_flags,
+)
 from halp_iee.slim.surgery import fit_numbers, replacing, slim_tensors
 
 if TYPE_CHECKING:
@@ -94,12 +103,12 @@ def random_like(value: Any) -> Any:
 
 def outputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
     """What a network returns in eval mode, as a flat list of tensors; buffers are put back."""
-    held = [(module, name, buffer) for module in model.modules() for name, buffer in module._buffers.items()]
+    held = [(module, name, buffer) for module in modules_of(model) for name, buffer in module._buffers.items()]
     before = [(buffer, buffer.clone()) for buffer in model.buffers()]
     own_args, own_kwargs = map_tensors((args, dict(kwargs)), torch.clone)
     try:
         with training_flags(model, False), steady_randomness(model), torch.no_grad():
-            torch.manual_seed(0)
+            seed()
             return [tensor.detach().clone() for tensor in tensors_in(model(*own_args, **own_kwargs))]
     finally:
         for module, name, kept in held:  # a forward pass may fill a buffer by putting another in its place
@@ -143,8 +152,7 @@ def prove(graph: ChannelGraph, keep: Mapping[str, np.ndarray], small: nn.Module,
     """
     cases = [("the example inputs", graph.example_inputs), ("random inputs", random_like(graph.example_inputs))]
     expected: list[list[Tensor] | None] = []
-    shell = skeleton(full)  # what the masked network leaves in attributes is not the network's
-    with graph.masked(keep, shell):
+    with graph.masked_copy(keep, full) as shell:  # what the masked network leaves in attributes is not the network's
         for what, (one_args, one_kwargs) in cases:
             try:
                 expected.append(outputs(shell, one_args, one_kwargs))

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from halp_iee.errors import GraphError
 from halp_iee.graph.attributes import put_number
-from halp_iee.graph.sandbox import named_tensors
+from halp_iee.graph.sandbox import named_tensors, walk
 from halp_iee.slim.attention import resize_attention
 
 if TYPE_CHECKING:
@@ -131,8 +131,8 @@ def resize_attributes(module: nn.Module, dense: nn.Module, shapes: Shapes) -> No
         if marker in owner:
             outer, _, rest = owner.rpartition(marker)
             local.setdefault(outer.rstrip("."), {})[f"{marker}{rest}.{leaf}"] = shape
-    originals = dict(dense.named_modules(remove_duplicate=False))
-    for name, submodule in module.named_modules(remove_duplicate=False):
+    originals = dict(walk(dense))
+    for name, submodule in walk(module):
         if name not in local:
             continue
         for kind, resize in ATTRIBUTES:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from halp_iee.solve.joint import coarse_oracle
 from halp_iee.solve.network import compile_network, left_of
 from halp_iee.solve.problem import Problem
+from halp_iee.solve.relax import coarse_oracle
 from halp_iee.solve.search import Search
 
 _ROUNDS = 8
@@ -44,9 +44,9 @@ def find_floor(problem: Problem) -> Floor:
         proved_ms = max(proved_ms, min(network.constant_ms + least, best_ms))
         grids = [variable.grid for variable in network.variables]
         firsts = oracle.cells.starts
-        for indices in (choice.points, [firsts[v][cell] for v, cell in enumerate(choice.cells)]):
-            start = search.indices([grids[g][indices[g]] for g in range(search.count)])
-            point = search.polish(start, math.inf)
+        first = [int(grids[g][firsts[g][choice.cells[g]]]) for g in range(search.count)]
+        for widths in (choice.widths, np.array(first)):
+            point = search.polish(search.indices(widths), math.inf)
             latency_ms = search.latency_ms(point)
             if latency_ms < best_ms:
                 best, best_ms = point, latency_ms

@@ -1,11 +1,11 @@
 """The default solver: every layer's true T(c_in, c_out), with a proof of how good the answer is.
 
-1. The Lagrangian dual, solved exactly by dynamic programming, bounds the importance; the widths on its
-   path, mended and improved by local moves, give answers.
-2. While bound and answer are apart: every width whose best possible importance (its min-marginal in the
-   dual) does not exceed the answer is ruled out, so the cells of what is left become finer and the bound
-   falls; where that stalls, the widths of one group are split in two (branch and bound, best first);
-   where few combinations are left, they are all tried.
+1. The Lagrangian dual bounds the importance; it is solved by dynamic programming over coarse cells of the widths that
+   are no dead ends at the prices expected, and made exact at few prices by ever finer cells (``relax``, ``thin``). The
+   widths on its path, mended and improved by local moves, give answers.
+2. While bound and answer are apart: every width that cannot be worth more than the answer at the dual's price is ruled
+   out for good; what is left is looked through with its latencies (``labels``); where that stalls, the widths of one
+   group are split in two (branch and bound, best first); where few combinations are left, they are all tried.
 
 Work is counted in table entries, not in seconds, so the answer does not depend on the machine's load.
 """
@@ -15,39 +15,32 @@ from __future__ import annotations
 import heapq
 import math
 from dataclasses import dataclass, replace
-from functools import cache
 
 import numpy as np
 
-from halp_iee.solve.dual import DualResult, Oracle, minimise_dual
+from halp_iee.solve.dual import DualResult, Oracle
 from halp_iee.solve.halp import solve_halp
 from halp_iee.solve.labels import TooManyLabelsError, closable, close
-from halp_iee.solve.network import Network, cell_starts, compile_network, cut, left_of, restrict, with_images
-from halp_iee.solve.order import elimination_order
+from halp_iee.solve.network import Network, compile_network, left_of, restrict
 from halp_iee.solve.problem import Problem
+from halp_iee.solve.relax import Relaxed, Sharp, core, relax
 from halp_iee.solve.search import Search
 
-_PASS_WORK = 3_000_000
-"""Table entries of one pass of the elimination: about 15 ms."""
-_FINE_WORK = 100_000
-"""The same a variable, once there is an answer to be fine around."""
-_QUICK_WORK = 300_000
-"""The same for the first look."""
-_SAMPLE = 24
-"""Widths a variable for that look, where no sums need all of them."""
-_BESIDE = 8
-"""Cells of a group that is in no sum, to one of a sum's image: its layouts differ from one width to the next."""
-_FIRST_SUM_WORK = 12_000_000
-_SUM_WORK = 50_000_000
-"""Table entries of one pass where sums have images: most of them are added up in cache."""
-_SPARE = 0.01
-"""Share of the budget up to which the couplings of sums that are left out may be optimistic."""
-_LAST = 4
-"""Choices of the dual that are looked at."""
 _TOTAL_WORK = 800_000_000
 """Table entries after which no further node is opened: about three seconds."""
 _NODE_WORK = 25_000
 """What a node costs besides its passes, a variable, in the same measure."""
+_PASS_WORK = 3_000_000
+"""Table entries of one pass of the elimination: about 15 ms."""
+_FINE_WORK = 100_000
+"""The same a variable, once there is an answer to be fine around."""
+_FIRST_SUM_WORK = 12_000_000
+_SUM_WORK = 50_000_000
+"""Table entries of one pass where sums have images: most of them are added up in cache."""
+_SHARE = 0.05
+"""Share of the tolerance to which the least of the dual is found."""
+_NEAR = 0.2
+"""How far from the budget a choice may be, as a share of it, to be worth mending."""
 _LABELS = (500, 2000)
 """Labels a message may hold in a first pass and, where that found something better, in a second."""
 _NEARLY = 0.8
@@ -69,117 +62,9 @@ class Solved:
     bound: float
 
 
-def coarse_oracle(network: Network, work: int = _PASS_WORK, near: np.ndarray | None = None) -> Oracle:
-    """The finest cells with which one pass stays within ``work``, tight around the widths ``near``.
-
-    Where sums are to be coarse, the tables see images of them, and those become coarse first: the sum of two intervals
-    is wider than either, so wide cells of a sum's parts lose more.
-    """
-    sizes = [len(variable.grid) for variable in network.variables]
-    order = elimination_order(sizes, network.scopes, network.relations)
-    if order.work(sizes) > work and network.relations:
-        network = with_images(network, _SPARE * network.problem.budget_ms)
-        sizes = [len(variable.grid) for variable in network.variables]
-        order = elimination_order(sizes, network.scopes, network.relations, network.images)
-    tied, images = network.in_relations, {image: v for v, image in network.images}
-    levels = [
-        max(sizes),
-        *(most for most in (512, 256, 128, 96, 64, 48, 32, 24, 16, 12, 8) if most < max(sizes)),
-    ]
-    reference = None
-    if near is not None:
-        reference = np.array(
-            [
-                min(
-                    int(np.searchsorted(v.grid, sum(per * int(near[g]) for g, per in v.members))),
-                    len(v.grid) - 1,
-                )
-                for v in network.variables
-            ]
-        )
-
-    @cache
-    def starts_of(v: int, most: int) -> np.ndarray:
-        return cell_starts(network.variables[v], most, None if reference is None else int(reference[v]))
-
-    beside = _BESIDE if images else 1
-
-    @cache
-    def starts(tied_most: int, most: int) -> tuple[np.ndarray, ...]:
-        found = [
-            starts_of(v, tied_most if v in tied else most if v in images else beside * most) for v in range(len(sizes))
-        ]
-        for image, v in images.items():
-            # An image's cells are made of whole ones of what it is the image of.
-            found[v] = np.union1d(found[v], found[image])
-        return tuple(found)
-
-    def fits(cut_at: tuple[np.ndarray, ...]) -> bool:
-        return order.work([len(start) for start in cut_at]) <= work
-
-    for tied_most in levels if tied else levels[:1]:
-        for most in levels:
-            if fits(starts(tied_most, most)):
-                return Oracle(cut(network, starts(tied_most, most), reference), order, cap=work)
-            if tied_most != levels[-1] and tied and most <= 16:
-                break
-    # Too wide even so: keep moderate cells and minimise in parts.
-    return Oracle(cut(network, starts(64, 64), reference), order, cap=work // 8)
-
-
-def relax(
-    network: Network,
-    ceiling_ms: float,
-    near: np.ndarray | None,
-    pass_work: int = _PASS_WORK,
-    price: float | None = None,
-) -> tuple[Oracle, DualResult, int]:
-    """The dual of one network, its cells tight around ``near``, its price sought from ``price`` on; and the work.
-
-    Without ``near`` a quick look with few cells says where the choice will lie.
-    """
-    work = 0
-    if near is None:
-        look = network if network.relations else _sample(network)
-        quick = coarse_oracle(look, _QUICK_WORK)
-        result = minimise_dual(quick, ceiling_ms, slack=_slack(quick))
-        work = quick.elimination.work * (len(result.path) + 2)
-        if math.isfinite(result.bound):
-            near, price = _nearest(look, result), result.price
-        if look is network and (quick.cells.exact or near is None):
-            return quick, result, work
-    oracle = coarse_oracle(network, pass_work, near)
-    result = minimise_dual(oracle, ceiling_ms, price, _slack(oracle))
-    return oracle, result, work + oracle.elimination.work * (len(result.path) + 2)
-
-
-def _slack(oracle: Oracle) -> float:
-    """How near to the dual's least to go: where a pass is dear, no nearer than matters."""
-    return 1e-5 if oracle.cells.network.images else 1e-10
-
-
-def _sample(network: Network) -> Network:
-    """The network with only the last width of each of a few cells: a look, but no bound."""
-    kept = []
-    for variable in network.variables:
-        starts = cell_starts(variable, _SAMPLE)
-        kept.append(np.append(starts[1:], len(variable.grid)) - 1)
-    return restrict(network, kept)
-
-
-def _nearest(network: Network, result: DualResult) -> np.ndarray:
-    """Of the dual's last choices the widths whose latency is nearest to the budget."""
-    problem = network.problem
-    groups = network.variables[: len(problem.groups)]
-    choices = np.array(
-        [[v.grid[i] for v, i in zip(groups, choice.points, strict=False)] for choice in result.path[-_LAST:]]
-    )
-    return choices[np.argmin(np.abs(problem.latency_ms(choices) - problem.budget_ms))]
-
-
 def bound_importance(problem: Problem, network: Network | None = None, near: np.ndarray | None = None) -> float:
     """An upper bound on the importance of any widths within the budget."""
-    _, result, _ = relax(network or compile_network(problem), problem.ceiling_ms, near)
+    result = relax(network or compile_network(problem), problem.ceiling_ms, near).result
     return result.bound if math.isfinite(result.bound) else problem.value(problem.most)
 
 
@@ -252,39 +137,68 @@ class _Branch:
         pass_work = _PASS_WORK if near is None else _FINE_WORK * len(network.variables)
         if network.relations:
             pass_work = _FIRST_SUM_WORK if near is None else _SUM_WORK
-        oracle, result, work = relax(network, self.problem.ceiling_ms, near, pass_work, self.price)
+        ceiling_ms = self.problem.ceiling_ms
+        relaxed = relax(network, ceiling_ms, near, pass_work, self.price)
+        result = relaxed.result
+        self.work += relaxed.work + _NODE_WORK * len(network.variables)
+        if min(above, result.bound) <= self._threshold:
+            return []
+        self._try_path(result, last=1 if self.point is not None else 3)
+        priced = math.isfinite(result.bound) and 0.0 < result.price < math.inf
+        if priced and not relaxed.oracle.cells.exact and not self._within(min(above, result.bound), tolerance):
+            result = self._sharpen(relaxed, above, tolerance, pass_work)
         if math.isfinite(result.bound):
             self.price = result.price
-        self.work += work + _NODE_WORK * len(network.variables)
         bound = min(above, result.bound)
-        if bound <= self._threshold:
-            return []
-        self._try_path(oracle, result, last=1 if self.point is not None else 3)
-        if not self._within(bound, tolerance):
-            bound = self._close(oracle, result, bound, tolerance)
         if bound <= self._threshold:
             return []
         if self._within(bound, tolerance):
             return [(bound, network)]
-        child = self._rule_out(network, oracle, result)
+        child: Network | None = network
+        if priced:
+            near = None if self.point is None else self.search.widths(self.point)
+            child, oracle, work = core(
+                network, result.price, result.bound, self._threshold, ceiling_ms, pass_work, near
+            )
+            self.work += work
+            if child is None or oracle is None:
+                return []
+            bound = self._close(oracle, result.price, bound, tolerance)
+            if bound <= self._threshold:
+                return []
+            if self._within(bound, tolerance):
+                return [(bound, network)]
+            child = self._fast_enough(child, oracle)
         if child is None:
             return []
         count = len(self.problem.groups)
         if math.prod(len(variable.grid) for variable in child.variables[:count]) <= self.enumerate_at:
             self._try_all(child)
             return []
-        shrunk = sum(len(v.grid) for v in child.variables) < 0.8 * sum(len(v.grid) for v in network.variables)
-        coarse = bool(oracle.cells.network.images) and oracle.elimination.work <= _FIRST_SUM_WORK
-        if shrunk or (coarse and near is None):
+        if sum(len(v.grid) for v in child.variables) < 0.8 * sum(len(v.grid) for v in network.variables):
             return [(bound, child)]
-        return [(bound, half) for half in _split(child, oracle, result)]
+        return [(bound, half) for half in _split(child, result)]
 
-    def _try_path(self, oracle: Oracle, result: DualResult, last: int) -> None:
+    def _sharpen(self, relaxed: Relaxed, above: float, tolerance: float, pass_work: int) -> DualResult:
+        """The same dual over ever finer cells, until its bound or another is near enough to an answer."""
+        sharp = Sharp(relaxed.network, self.search, self.problem.ceiling_ms, pass_work)
+        if self.point is not None:
+            sharp.points.append(self.point)
+
+        def enough(bound: float, point: np.ndarray) -> bool:
+            if abs(self.search.latency_ms(point) / self.problem.budget_ms - 1.0) <= _NEAR:
+                self._offer(self.search.improve(point))
+            return self._within(min(above, bound), tolerance)
+
+        finer = sharp.minimise(relaxed.result.price, relaxed.prices, enough, _SHARE * tolerance)
+        self.work += sharp.work
+        return finer if finer.bound < relaxed.result.bound else relaxed.result
+
+    def _try_path(self, result: DualResult, last: int) -> None:
         """Answers from the last choices of the dual, which lie next to its least."""
-        network = oracle.cells.network
         seen = set()
         for choice in result.path[: -last - 1 : -1]:
-            raw = self.search.indices([network.variables[g].grid[choice.points[g]] for g in range(self.search.count)])
+            raw = self.search.indices(choice.widths)
             for point in (self.search.polish(raw, choice.price), raw)[:last]:
                 if point.tobytes() not in seen:
                     seen.add(point.tobytes())
@@ -299,9 +213,9 @@ class _Branch:
         if found is not None and found[1] > self.value:
             self.point, self.value = found
 
-    def _close(self, oracle: Oracle, result: DualResult, bound: float, tolerance: float) -> float:
+    def _close(self, oracle: Oracle, price: float, bound: float, tolerance: float) -> float:
         """The bound once what the dual leaves open is looked through with its latencies, and answers from there."""
-        network, price = oracle.cells.network, result.price
+        network = oracle.network
         if self.point is None or not (closable(oracle) and 0.0 < price < math.inf):
             return bound
         for most in _LABELS:
@@ -323,23 +237,13 @@ class _Branch:
                 break
         return bound
 
-    def _rule_out(self, network: Network, oracle: Oracle, result: DualResult) -> Network | None:
-        """What is left when every cell that cannot beat the answer is gone; None when nothing is."""
-        cells = oracle.cells
-        if not oracle.elimination.exact:
+    def _fast_enough(self, network: Network, oracle: Oracle) -> Network | None:
+        """The network without the cells that are too slow whatever goes with them; None when nothing is left."""
+        # With sums a pass is dear, and what is too slow by itself seldom promises anything.
+        if not oracle.elimination.exact or oracle.network.images:
             return network
         self.work += 4 * oracle.elimination.work
-        # The answer's own cells go too: only what is better is looked for.
-        reach = oracle.reach(result.price, self.problem.ceiling_ms) if math.isfinite(result.price) else None
-        # With sums a pass is dear, and what is too slow by itself seldom promises anything.
-        fastest = oracle.fastest() if reach is None or not cells.network.images else None
-        alive = []
-        for v, size in enumerate(cells.sizes):
-            which = np.ones(size, dtype=bool) if fastest is None else fastest[v] <= self.problem.ceiling_ms
-            if reach is not None:
-                which &= reach[v] > self._threshold
-            alive.append(which)
-        return left_of(network, cells, alive)
+        return left_of(network, oracle.cells, [least <= self.problem.ceiling_ms for least in oracle.fastest()])
 
     def _try_all(self, network: Network) -> None:
         count = len(self.problem.groups)
@@ -363,12 +267,11 @@ class _Branch:
                 return
 
 
-def _split(network: Network, oracle: Oracle, result: DualResult) -> list[Network]:
+def _split(network: Network, result: DualResult) -> list[Network]:
     """Cut one group's widths in two, where the choices on either side of the budget disagree most."""
     count = len(network.problem.groups)
-    coarse = oracle.cells.network
-    sides = [[coarse.variables[g].grid[choice.points[g]] for g in range(count)] for choice in result.path[-2:]]
-    apart = np.abs(np.array(sides[0]) - np.array(sides[-1])) / [coarse.variables[g].grid[-1] for g in range(count)]
+    sides = (result.path[-2:][0].widths, result.path[-1].widths)
+    apart = np.abs(sides[0] - sides[1]) / [network.variables[g].grid[-1] for g in range(count)]
     sizes = np.array([len(variable.grid) for variable in network.variables[:count]])
     apart[sizes < 2] = -1.0
     g = int(np.argmax(apart))
@@ -376,7 +279,7 @@ def _split(network: Network, oracle: Oracle, result: DualResult) -> list[Network
         g = int(np.argmax(sizes))
         middle = int(sizes[g]) // 2
     else:
-        between = (sides[0][g] + sides[-1][g]) / 2.0
+        between = (sides[0][g] + sides[1][g]) / 2.0
         middle = int(np.searchsorted(network.variables[g].grid, between, side="right"))
         middle = min(max(middle, 1), int(sizes[g]) - 1)
     every = [np.arange(len(variable.grid)) for variable in network.variables]

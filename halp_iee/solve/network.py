@@ -12,7 +12,7 @@ the best that anything in it can do, so every optimum over cells bounds the exac
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -153,15 +153,35 @@ def _sums(problem: Problem, variables: list[Variable]) -> tuple[dict[frozenset[t
     return known, relations
 
 
-def with_images(network: Network, spare_ms: float = 0.0) -> Network:
+def loosen(network: Network, spare_ms: float) -> Network:
+    """The same without the latencies that hardly couple two parts of sums (a layout that depends on both).
+
+    They make the eliminations wide for little. They are replaced by a sum of two latencies of one width that is nowhere
+    above them, those that lose least first, while all lose no more than ``spare_ms`` on average over the widths.
+    """
+    tied = network.in_relations
+    lost = []
+    for scope, table in network.latencies.items():
+        if len(scope) == 2 and tied.issuperset(scope):
+            second = table.min(axis=0)
+            first = (table - second).min(axis=1)
+            lost.append((float((table - second - first[:, None]).mean()), scope, (first, second)))
+    latencies = dict(network.latencies)
+    for loss_ms, scope, apart in sorted(lost, key=lambda one: one[:2]):
+        spare_ms -= loss_ms
+        if spare_ms < 0.0:
+            break
+        del latencies[scope]
+        for v, part in zip(scope, apart, strict=True):
+            latencies[(v,)] = latencies.get((v,), 0.0) + part
+    return replace(network, latencies=latencies)
+
+
+def with_images(network: Network) -> Network:
     """The same with an image of every sum, which takes its place in the latencies of two widths.
 
     A latency is nearly constant over some runs of the sum, but what the sum is made of has to be told exactly: an
     error of one run a part adds up.
-
-    Latencies that hardly couple two sums (a layout that depends on both) make the eliminations wide for little. They
-    are replaced by a sum of two latencies of one width that is nowhere above them, those that lose least first, while
-    all lose no more than ``spare_ms`` on average over the widths.
     """
     totals = {relation.total for relation in network.relations}
     coupled = sorted(totals & {v for scope in network.latencies if len(scope) == 2 for v in scope})
@@ -171,29 +191,28 @@ def with_images(network: Network, spare_ms: float = 0.0) -> Network:
         Variable(network.variables[v].grid, np.zeros(len(network.variables[v].grid)), network.variables[v].members)
         for v in coupled
     )
-    apart: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray]] = {}
-    lost = []
-    for scope, table in network.latencies.items():
-        if len(scope) == 2 and totals.issuperset(scope):
-            second = table.min(axis=0)
-            first = (table - second).min(axis=1)
-            apart[scope] = (first, second)
-            lost.append((float((table - second - first[:, None]).mean()), scope))
-    for loss_ms, scope in sorted(lost):
-        spare_ms -= loss_ms
-        if spare_ms < 0.0:
-            del apart[scope]
     latencies: dict[tuple[int, ...], np.ndarray] = {s: t for s, t in network.latencies.items() if len(s) == 1}
     for scope, table in network.latencies.items():
-        if scope in apart:
-            for v, part in zip(scope, apart[scope], strict=True):
-                latencies[(v,)] = latencies.get((v,), 0.0) + part
-        elif len(scope) == 2:
+        if len(scope) == 2:
             left, right = (image.get(v, v) for v in scope)
             latencies[(left, right) if left < right else (right, left)] = table if left < right else table.T
     images = tuple(image.items())
     variables = network.variables + extra
     return Network(network.problem, variables, latencies, network.relations, network.constant_ms, images)
+
+
+def sample(network: Network, most: int) -> Network:
+    """The network with about ``most`` widths of every group, and the sums that they make: a look, but no bound."""
+    kept = []
+    for variable in network.variables[: len(network.problem.groups)]:
+        starts = cell_starts(variable, most)
+        kept.append(np.append(starts[1:], len(variable.grid)) - 1)
+    channels = [variable.grid[index] for variable, index in zip(network.variables, kept, strict=False)]
+    for relation in network.relations:  # in the order of their totals
+        total = relation.per_a * channels[relation.a][:, None] + relation.per_b * channels[relation.b]
+        channels.append(np.intersect1d(total, network.variables[relation.total].grid))
+        kept.append(np.searchsorted(network.variables[relation.total].grid, channels[-1]))
+    return restrict(network, kept)
 
 
 @dataclass(frozen=True, eq=False)

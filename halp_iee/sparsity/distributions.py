@@ -107,6 +107,16 @@ def distribute(
     """
     if not isinstance(distribution, str):
         return given(layers, distribution)
+    checked_sparsity(sparsity)
+    total = sum(layer.numel for layer in layers)
+    if (1 - sparsity) * total < len(layers) - 1e-6:
+        smallest = min(layers, key=lambda layer: layer.numel)
+        raise UsageError(
+            "the distribution cannot be met",
+            f"a sparsity of {sparsity:g} leaves {(1 - sparsity) * total:.3g} of {total} weights, fewer than the "
+            f"{len(layers)} layers, so layer {smallest.name!r} could have none",
+            "lower the sparsity, or exclude layers",
+        )
     name = init if distribution == "global" else distribution
     if name == "uniform":
         return uniform(layers, sparsity)

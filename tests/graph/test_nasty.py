@@ -15,11 +15,14 @@ from halp_iee.graph import trace
 from halp_iee.graph.sandbox import tensors_in
 from halp_iee.slim import load, save
 from halp_iee.slim.build import disagreement, outputs
-from tests.graph import generator, nasty, nasty_sequences
+from tests.graph import generator, nasty, nasty_more, nasty_sequences
 from tests.graph.nasty import NASTY, build
+from tests.graph.nasty_more import MORE
 from tests.graph.selections import halves, random_keep, single
 
-every_network = pytest.mark.parametrize("kind", NASTY, ids=lambda kind: kind.__name__)
+NETWORKS = [*NASTY, *MORE]
+
+every_network = pytest.mark.parametrize("kind", NETWORKS, ids=lambda kind: kind.__name__)
 
 STAYS: dict[type[nn.Module], dict[str, str]] = {
     nasty_sequences.EinsumAttention: {"talk": "fixed size"},  # the number of heads; each head's size is free
@@ -29,6 +32,19 @@ STAYS: dict[type[nn.Module], dict[str, str]] = {
     nasty.SuperResolution: {"up.2": "fixed size"},  # added to the picture itself
     nasty.Conditional: {"stem.0": "a grouped convolution of fixed size", "kernels": "taps of a convolution's kernel"},
     nasty.Modulated: {"one": "merged with another axis"},
+    nasty_more.TiedAutoencoder: {"kernel#2": "fixed size"},  # the picture's own channels
+    nasty_more.SlicedParameters: {"packed": "positions written down", "packed#2": "positions written down"},
+    nasty_more.InterleavedGate: {"down": "fixed size"},
+    nasty_more.CrossStageSplits: {
+        "stem.0": "hard-coded in forward",
+        "stem.0#2": "hard-coded in forward",
+        "two.0": "positions written down",
+    },
+    nasty_more.NormedWeights: {"a": "divide by zero", "d": "divide by zero"},
+    nasty_more.EfficientAttention: {"a.0": "slides over it"},
+    nasty_more.Rolled: {"a.0": "mixed over"},
+    nasty_more.HeadParameters: {"o": "fixed size"},
+    nasty_more.WidthArithmetic: {"o": "fixed size"},
 }
 """What is frozen besides outputs, and a part of the reason that a person would accept."""
 
@@ -88,7 +104,8 @@ def test_a_slim_network_is_slimmed_again(kind: type[nn.Module]) -> None:
 @pytest.mark.parametrize(
     "kind",
     [nasty.AttentionGates, nasty.WeightedPyramid, nasty.BareExcite, nasty.LayerScaled, nasty.SuperResolution,
-     nasty_sequences.EinsumAttention, nasty_sequences.WidthsOfItsOwn],
+     nasty_sequences.EinsumAttention, nasty_sequences.WidthsOfItsOwn, nasty_more.ShuffledGroups,
+     nasty_more.InterleavedGate, nasty_more.ListsOfMaps, nasty_more.WidthArithmetic],
     ids=lambda kind: kind.__name__,
 )  # fmt: skip
 def test_a_slim_network_is_exported_with_equal_results(kind: type[nn.Module], tmp_path: Path) -> None:

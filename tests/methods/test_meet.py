@@ -49,7 +49,7 @@ def test_what_comes_first_is_at_or_under_the_target_or_the_floor_is_named(seed: 
         assert error.exit_code == 4
         return
     assert trials[0].measured_ms <= target_ms
-    assert machine.trials <= 8
+    assert machine.trials <= 10
     safe = [t.measured_ms for t in trials if t.measured_ms <= Band().high * target_ms]
     assert [t.measured_ms for t in trials[: len(safe)]] == sorted(safe, reverse=True)
 
@@ -62,6 +62,32 @@ def test_where_the_steps_are_fine_the_target_is_met_within_the_band() -> None:
         trials = meet_as_measured(FakeAnswer, lambda a, s=scale, o=offset: a.latency_ms * s + o, target_ms)
         assert band.low * target_ms <= trials[0].measured_ms <= band.high * target_ms
         assert len(trials) <= 4
+
+
+def test_a_timing_that_is_in_the_band_by_luck_is_not_believed() -> None:
+    """Each first timing of a structure is out by some percent; means of three are out by less."""
+    band, lucky = Band(), 0
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        target_ms, timed = float(rng.uniform(2.0, 8.0)), dict[float, list[float]]()
+
+        def measure(answer: FakeAnswer, rng=rng, timed=timed) -> float:
+            ms = answer.latency_ms * 1.2 * (1.0 + float(rng.normal(0.0, 0.02)))
+            timed.setdefault(answer.latency_ms, []).append(ms)
+            return ms
+
+        try:
+            best = meet_as_measured(FakeAnswer, measure, target_ms)[0]
+        except TargetError:
+            continue
+        of_best = timed[best.answer.latency_ms]
+        assert best.measured_ms == pytest.approx(float(np.mean(of_best)))
+        assert sum(map(len, timed.values())) <= 10
+        in_band = [band.low * target_ms <= ms <= band.high * target_ms for ms in of_best]
+        lucky += in_band[0] and not band.low * target_ms <= best.measured_ms <= band.high * target_ms
+        if in_band[0] and sum(map(len, timed.values())) < 10:
+            assert len(of_best) == 3
+    assert lucky > 0, "no timing was in the band by luck: nothing was tried"
 
 
 def test_a_network_that_was_timed_is_not_timed_again() -> None:

@@ -60,6 +60,8 @@ def test_trains_to_a_sparsity(options: list[str], net: str, tmp_path: Path, caps
         (["--method", "halp", "--sparsity", "0.5"], "--sparsity cannot be used with --method halp"),
         (["--method", "rigl", "--pattern", "2:4", "--sparsity", "0.9"], "0.5 and no other"),
         (["--method", "set", "--pattern", "3:5"], "no multiple of 5"),
+        (["--method", "set", "--distribution", "nowhere.json"], "nowhere.json cannot be used: the file does not exist"),
+        (["--method", "set", "--sparsity", "0.5", "--unused", "zero"], "no setting 'unused'"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(

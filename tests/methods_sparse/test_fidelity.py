@@ -154,10 +154,12 @@ def test_iee_freezes_what_is_active_bit_for_bit_while_it_explores() -> None:
     assert seen > 4
 
 
-def test_iee_wakes_weights_with_their_most_recent_values() -> None:
-    model, optimizer, method = start("iee erk")
+@pytest.mark.parametrize("unused", ["zero", "initial"])
+def test_iee_wakes_weights_with_their_most_recent_values(unused: str) -> None:
+    torch.manual_seed(0)
+    initial = {n: p.detach().clone() for n, p in Net().named_parameters()}
+    model, optimizer, method = start("iee erk", unused=unused)
     assert isinstance(method, IEEWeights)
-    initial = {n: v.clone() for n, v in method.store.items()}
     before: dict[str, Tensor] = {}
     first: dict[str, Tensor] = {}
     while method.stage != "explore":
@@ -166,11 +168,42 @@ def test_iee_wakes_weights_with_their_most_recent_values() -> None:
             first = {n: mask.clone() for n, mask in method.masks.items()}
         train_step(model, optimizer, method, method.taken)
     for name, mask in method.masks.items():
-        never = ~first[name]
-        assert torch.equal(method.weight(name)[never], initial[name][never]), "never alive: as initialised"
+        never, value = ~first[name], method.weight(name)
+        wanted = initial[f"{name}.weight"] if unused == "initial" else torch.zeros_like(value)
+        assert torch.equal(value[never], wanted[never]), "never alive"
         dropped = first[name] & ~mask
-        assert method.weight(name)[dropped].all()
+        assert value[dropped].all()
         assert not before[name][dropped].any()
+
+
+def test_what_iee_grows_does_not_depend_on_values_that_were_never_used() -> None:
+    grown = []
+    for factor in (1.0, 100.0):
+        torch.manual_seed(0)
+        model = Net()
+        Static(model, optimizer_of("sgd", model), steps=1, sparsity=0.8).close()
+        live = {n: p.detach() != 0 for n, p in model.named_parameters()}
+        torch.manual_seed(0)
+        model = Net()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.dim() > 1:
+                    parameter.copy_(torch.where(live[name], parameter, factor * parameter))
+        optimizer = optimizer_of("sgd", model)
+        method = IEEWeights(model, optimizer, steps=STEPS, sparsity=0.8, H=2, J=1, Q=2)
+        assert all(torch.equal(mask, live[f"{n}.weight"]) for n, mask in method.masks.items()), "the same structure"
+        for step in range(STEPS):
+            train_step(model, optimizer, method, step)
+        grown.append(method.masks)
+    assert all(torch.equal(mask, grown[1][n]) for n, mask in grown[0].items())
+
+
+@pytest.mark.parametrize(("steps", "stages"), [(60_000, (150, 150, 150)), (2000, (50, 50, 5)), (20, (1, 1, 1))])
+def test_iee_explores_for_less_of_a_short_training(steps: int, stages: tuple[int, int, int]) -> None:
+    model, optimizer = linear()
+    method = IEEWeights(model, optimizer, steps=steps, sparsity=0.7)
+    assert stages == (method.H, method.J, method.Q)
+    assert method.cycles == steps * 3 // 4 // sum(stages)
 
 
 def test_evaluation_while_exploring_shows_the_active_structure() -> None:
@@ -247,6 +280,30 @@ def test_gradual_pruning_follows_the_cubic() -> None:
         assert found[t] == pytest.approx(expected, abs=1 / 200)
     assert found[-1] == pytest.approx(0.9)
     assert found == sorted(found)
+
+
+def test_gradual_pruning_goes_gradually_to_a_given_distribution() -> None:
+    model, optimizer = linear(20, 10)
+    method = GMP(model, optimizer, steps=100, distribution={"0": 0.8}, every=10, stop=0.8)
+    found = []
+    for step in range(100):
+        backward(model, step)
+        optimizer.step()
+        method.step()
+        found.append(method.sparsity)
+    assert found[10] == pytest.approx(0.8 - 0.8 * (1 - 1 / 8) ** 3, abs=1 / 200)
+    assert found[-1] == pytest.approx(0.8)
+
+
+@given(st.floats(0.5, 0.9), st.sampled_from(("plain", "em", "em&s")))
+@settings(max_examples=20, deadline=None)
+def test_mest_exchanges_the_same_share_of_the_density_however_that_is_said(sparsity: float, variant: str) -> None:
+    shares = []
+    for how in ({"sparsity": sparsity, "distribution": "erk"}, {"distribution": {"0": sparsity}}):
+        model, optimizer = linear(40, 50)
+        method = MEST(model, optimizer, steps=10, variant=variant, kinds=("linear",), **how)
+        shares.append(method._points())
+    assert shares[0] == pytest.approx(shares[1], rel=1e-2)
 
 
 @pytest.mark.parametrize("case", ["chase channels", "chase skip"])
@@ -354,12 +411,15 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "soft bound with 2:4": ("mest", {"pattern": "2:4"}, "soft memory bound"),
     "no room": ("mest", {"sparsity": 0.1}, "'conv1' has no room"),
     "gradual 2:4": ("gmp", {"pattern": "2:4"}, "on the way down"),
+    "iee unused": ("iee", {"sparsity": 0.5, "unused": "random"}, "unused = 'random'"),
     "iee fan-in": ("iee", {"pattern": "fan-in", "sparsity": 0.5}, "constant fan-in"),
     "srigl 2:4": ("srigl", {"pattern": "2:4"}, "constant fan-in"),
     "fan-in below one": ("srigl", {"sparsity": 0.99}, "layer '.*' .*less than one each"),
     "as published elsewhere": ("rigl", {"sparsity": 0.9, "as_published": True}, "changes nothing"),
     "no graph": ("chase", {"sparsity": 0.8, "channel_sparsity": 0.5}, "channel graph"),
-    "unknown option": ("rigl", {"sparsity": 0.8, "gamma": 1}, "gamma"),
+    "unknown option": ("rigl", {"sparsity": 0.8, "gamma": 1}, "has no setting 'gamma'"),
+    "told twice": ("rigl", {"sparsity": 0.8, "distribution": {"fc1": 0.5}}, "told twice"),
+    "fewer weights than layers": ("set", {"sparsity": 0.9999}, "cannot be met: .* layer 'fc2' could have none"),
     "unknown layer": ("rigl", {"distribution": {"fc9": 0.5}}, "'fc9'"),
     "alpha": ("rigl", {"sparsity": 0.8, "alpha": 1.5}, "alpha must lie"),
 }  # fmt: skip

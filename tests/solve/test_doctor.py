@@ -171,3 +171,20 @@ def test_the_macs_that_pruning_by_macs_must_leave_are_those_of_a_network_that_me
         if found.same_macs.over > 0:
             assert meets.macs_m <= found.same_macs.macs_m
         assert any("To meet the target it must remove" in line for line in sentences("net", found))
+
+
+def test_a_table_that_lacks_kernels_is_completed_in_a_copy_and_stays_as_it_was(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    table = tmp_path / "mine.jsonl"
+    assert run(["profile", "--model", "resnet20", "--gpu", "titanv", "--out", str(table)]) == 0
+    before = table.read_bytes()
+    other = ["--model", "vgg11_bn", "--input-shape", "3,32,32", "--gpu", "titanv", "--table", str(table)]
+    assert run(["doctor", *other, "--latency-target", "0.9"]) == 0
+    assert table.read_bytes() == before
+    copies = list((tmp_path / "cache").rglob("mine-with-*.jsonl"))
+    assert len(copies) == 1
+    assert copies[0].read_bytes().startswith(before[: before.index(b"\n")])
+    assert run(["frontier", *other, "--points", "2"]) == 0
+    assert table.read_bytes() == before
+    assert list((tmp_path / "cache").rglob("mine-with-*.jsonl")) == copies
+    capsys.readouterr()

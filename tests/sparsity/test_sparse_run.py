@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import halp_iee
 from halp_iee.errors import HalpError, UsageError
+from halp_iee.methods.sparse import METHODS, IEEWeights
 from halp_iee.models import build
 from halp_iee.run.sparse import SparseJob, train_sparse
 from halp_iee.train.events import read
@@ -69,3 +71,27 @@ def test_a_bad_job_leaves_nothing_behind(method: str, settings: dict[str, Any], 
     with pytest.raises(HalpError, match=message):
         train_sparse(job(tmp_path, method, **settings), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_iee_wakes_the_weights_of_a_trained_network_with_their_values(
+    trained: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[IEEWeights] = []
+    monkeypatch.setitem(METHODS, "iee", lambda *a, **k: made.append(IEEWeights(*a, **k)) or made[0])  # type: ignore[arg-type]
+    asked = job(tmp_path, "iee", H=1)
+    if trained:
+        torch.manual_seed(7)
+        network = build(asked.model, num_classes=10, in_channels=1)
+        save_file(network.state_dict(), tmp_path / "trained.safetensors")
+        asked = replace(asked, weights=str(tmp_path / "trained.safetensors"))
+    monkeypatch.setattr("halp_iee.run.sparse.fit", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        train_sparse(asked, tmp_path / "run")
+    for name, value in made[0].store.items():
+        wanted = network.get_parameter(f"{name}.weight") if trained else torch.zeros_like(value)
+        assert torch.equal(value, wanted)
+
+
+def stopped(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt

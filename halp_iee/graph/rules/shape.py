@@ -234,11 +234,13 @@ def take_slice(step: Step) -> None:
     begin = min(max(given + size if given < 0 else given, 0), size)
     chosen = axis.atoms[begin : begin + length * stride : stride]
     even = stride == 1 and length > 1 and size % length == 0 and begin % length == 0 and size // length <= 4
-    ways = [*(["tied"] if even else []), *(["free"] if stride == 1 else []), "fixed"]
+    # Every second channel, say: neighbours then stay or go together, so that the others keep their turn.
+    strided = stride > 1 and length > 1 and length * stride == size and begin < stride
+    ways = [*(["tied"] if even or strided else []), *(["free"] if stride == 1 else []), "fixed"]
     taken = step.labels.choose((step.call.index, 0), axis.atoms, len(ways))
     way = ways[taken] if taken < len(ways) else None
     if way == "tied":
-        parts = axis.atoms.reshape(-1, length)
+        parts = axis.atoms.reshape(-1, length) if even else axis.atoms.reshape(-1, stride).T
         for part in parts[1:]:
             step.tie(parts[0], part)
     elif way == "free":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -71,10 +72,14 @@ class SparseMethod(Method, ABC):
             raise UsageError("the settings are given twice", "config= and single settings", "give one of them")
         if steps < 1:
             raise UsageError(f"a training of {steps} steps is none", "steps must be at least 1", "count the batches")
-        try:
-            self.config = self.Config(**settings) if config is None else config
-        except TypeError as error:
-            raise UsageError(f"{type(self).__name__} cannot be set up", str(error), "correct the option") from error
+        known = [field.name for field in fields(self.Config)]
+        unknown = [name for name in settings if name not in known]
+        if unknown:
+            raise UsageError(
+                f"{type(self).__name__} cannot be set up", f"it has no setting {unknown[0]!r}",
+                f"it has {', '.join(known)}",
+            )  # fmt: skip
+        self.config = self.Config(**settings) if config is None else config
         self.model, self.optimizer, self.steps, self.on_event = model, optimizer, steps, on_event
         self.pattern = pattern(self.config.pattern)
         self.taken = 0

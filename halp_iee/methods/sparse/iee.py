@@ -25,15 +25,20 @@ class IEEWeightsConfig(SparseConfig):
     """Settings of IEE on weights. `every` is not used: a cycle is H + J + Q steps.
 
     Attributes:
-        H: steps of Importance Estimation in each cycle; None: a fifth of the update period's third, at
-            most the paper's 150, so that short trainings have five cycles: a structure needs some steps to
-            recover from what has been exchanged.
+        H: steps of Importance Estimation in each cycle; None: a thirtieth of the update period, at most the
+            paper's 150. A structure needs some steps to recover from what has been exchanged.
         J: steps of Accuracy Improvement; None: as H.
-        Q: steps of Reactivate & Explore; None: as H.
+        Q: steps of Reactivate & Explore; None: a 300th of the update period, at most H. So the stages are the
+            paper's 150 steps each wherever there is room for a hundred such cycles (60,000 steps of training); in
+            a shorter training, which has few cycles, exploring does not eat what the structure needs to learn.
         omega_start: Omega^0 as a fraction of the live weights.
         omega_end: the last one. The paper gives none and its exponential schedule cannot reach 0.
         grow: `importance`, or `random` (ablation).
         reactivate: `mru`, most recently used values, or `zero` (ablation).
+        unused: what a weight that has never lived has for its most recently used value: `zero`, or `initial`,
+            the value that the network came with. The latter is right for a pretrained network, whose weights have
+            all been used. The initial values of an untrained one say nothing of a weight's worth, and the
+            largest of them outweigh whatever has been trained: they alone would be grown.
         freeze: whether Theta_K is frozen while Theta_P is explored; False is the ablation.
     """
 
@@ -44,6 +49,7 @@ class IEEWeightsConfig(SparseConfig):
     omega_end: float = 0.02
     grow: Literal["importance", "random"] = "importance"
     reactivate: Literal["mru", "zero"] = "mru"
+    unused: Literal["zero", "initial"] = "zero"
     freeze: bool = True
 
     def __post_init__(self) -> None:
@@ -52,6 +58,14 @@ class IEEWeightsConfig(SparseConfig):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UsageError(f"IEE cannot run with {name} = {value}", f"it needs {least} or more", f"raise {name}")
+        choices = {"grow": ("importance", "random"), "reactivate": ("mru", "zero"), "unused": ("zero", "initial")}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise UsageError(
+                    f"IEE has no {name} = {getattr(self, name)!r}",
+                    f"there are {' and '.join(known)}",
+                    f"take {known[0]}",
+                )
         if not 0 < self.omega_end <= self.omega_start < 1:
             raise UsageError(
                 "IEE's update budget is off",
@@ -75,7 +89,8 @@ class IEEWeights(SparseMethod):
 
     While Theta_P is explored everything that is not Theta_P is frozen bit for bit: the values and optimizer
     slots of Theta_K, biases and normalisation parameters, and the running statistics of normalisation
-    layers. Momentum of what is woken, and of what is grown, starts at zero; the paper does not say.
+    layers. Momentum of what is woken, and of what is grown, starts at zero, and so do weights that have never
+    lived (`unused`); the paper does not say.
 
     Source: Sun et al., section 3, algorithm 1 and appendix sections 2 and 5.1. Algorithm 1 taken literally
     prunes after H - 1 steps and needs J and Q above 0; the stages are explicit here. See docs/methods/iee_weights.md.
@@ -92,22 +107,21 @@ class IEEWeights(SparseMethod):
                 "IEE cannot have a constant fan-in", "between Prune and Grow it does not hold",
                 "take unstructured, N:M, channel or blocks, or the method srigl",
             )  # fmt: skip
-        default = max(1, min(150, self.last_update // 15))
-        self.H = default if config.H is None else config.H
+        self.H = max(1, min(150, self.last_update // 30)) if config.H is None else config.H
         self.J = self.H if config.J is None else config.J
-        self.Q = self.H if config.Q is None else config.Q
+        self.Q = max(1, min(self.H, self.last_update // 300)) if config.Q is None else config.Q
         self.cycles = self.last_update // (self.H + self.J + self.Q)
         self.cycle = 0
         self.stage: Stage = "importance" if self.cycles else "done"
         self._left = self.H
         self._frozen: dict[str, Tensor] = {}
         self._exchanged: dict[str, int] | int = 0
-        # Values of what does not live: at first as the network was initialised.
-        self.store: Masks = {layer.name: self._initial(layer.name) for layer in self.layers}
-
-    def _initial(self, name: str) -> Tensor:
+        # Most recently used values of what does not live.
         parameters = dict(self.model.named_parameters())
-        return parameters[f"{name}.weight" if name else "weight"].detach().clone()
+        initial = {layer.name: parameters[layer.parameter].detach().clone() for layer in self.layers}
+        self.store: Masks = initial
+        if config.unused == "zero":
+            self.store = {name: torch.zeros_like(value) for name, value in initial.items()}
 
     def expect(self, remaining: int) -> None:
         super().expect(remaining)

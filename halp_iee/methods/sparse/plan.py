@@ -69,7 +69,7 @@ class Plan:
         layers: the layers that become sparse.
         budget: layer -> atoms that may live.
         dense: layer -> weights, of those that the distribution keeps dense.
-        sparsity: the one asked for.
+        sparsity: the one asked for; of a given distribution, that of its sparse layers together.
         distribution: the one asked for, or its default.
     """
 
@@ -115,6 +115,8 @@ def plan(model: nn.Module, config: SparseConfig, pattern: Pattern, who: str) -> 
             own = round(layer.numel * pattern.density)
             wanted = own if abs(own - wanted) <= 1 else wanted
         budget[layer.name] = pattern.atoms(layer, wanted)
+    if isinstance(distribution, Mapping):
+        sparsity = 1.0 - sum(counts[la.name] for la in chosen) / max(1, sum(la.numel for la in chosen))
     dense = {layer.name: layer.numel for layer in layers if layer.name not in budget}
     return Plan(chosen, budget, dense, sparsity, distribution)
 
@@ -122,6 +124,12 @@ def plan(model: nn.Module, config: SparseConfig, pattern: Pattern, who: str) -> 
 def _asked(config: SparseConfig, pattern: Pattern, who: str) -> float:
     """The sparsity that is asked for, or the only one that the pattern has."""
     only = None if pattern.density is None else 1.0 - pattern.density
+    if config.sparsity is not None and isinstance(config.distribution, Mapping):
+        raise UsageError(
+            f"{who} is told twice how sparse to be",
+            f"a sparsity of {config.sparsity!r} was given, and a distribution that says it of every layer",
+            "leave one of them out",
+        )
     if config.sparsity is None and only is None and not isinstance(config.distribution, Mapping):
         raise UsageError(
             f"{who} needs a sparsity",
