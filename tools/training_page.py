@@ -53,9 +53,10 @@ def write_page(work: Path, out: Path) -> None:
         f"Written by `tools/bench_training.py`. Data `{DATA}`, {epochs} epochs in all for every method (those that "
         f"start from a dense network: {epochs // 2} dense and {epochs - epochs // 2} after it), the same recipe "
         "(SGD, batch 64, learning rate 0.1, half an epoch of warm-up, cosine), every network built, exported and "
-        "corrected until it meets the target as measured. Latency: ONNX Runtime, one thread, batch 1, as a share of the dense network's, "
-        "timed in turn with it; a family whose next wider network lies on the other side of a step of the device stays "
-        "under the target. Top-1 on the test set: mean over seeds, and in brackets their standard deviation.",
+        "corrected until it meets the target as measured. Latency: ONNX Runtime, one thread, batch 1, as a share "
+        "of the dense network's, timed in turn with it; a family whose next wider network lies on the other side "
+        "of a step of the device stays under the target. Top-1 on the test set: mean over seeds, and in brackets "
+        "their standard deviation.",
         "", f"Machine: {platform.machine()}, {_processor()}, {os.cpu_count()} cores; "
         f"{' '.join(runtime.describe().values())}, torch {torch.__version__}.", "",
     ]  # fmt: skip
