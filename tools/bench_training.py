@@ -399,6 +399,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=1.0, help="for measure: on each network")
     parser.add_argument("--begin-within", type=float, default=0.0, metavar="S", help="for next: begin runs for so long")
     parser.add_argument("--out", type=Path, default=Path("docs/results/training.md"))
+    parser.add_argument("--note", action="append", default=[], help="for report: a paragraph of its own")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     if options.what == "measure":
@@ -406,7 +407,7 @@ def main() -> int:
     if options.what == "speed":
         return do_speed(options.work, tuple(options.networks))
     if options.what == "report":
-        write_page(options.work, options.out)
+        write_page(options.work, options.out, options.note)
         print(options.out)
         return 0
     runs = [

@@ -43,7 +43,7 @@ def lines(work: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def write_page(work: Path, out: Path) -> None:
+def write_page(work: Path, out: Path, notes: list[str]) -> None:
     """Writes what the runs in ``work`` came to."""
     every = lines(work)
     again = json.loads((work / "shares.json").read_text()) if (work / "shares.json").exists() else {}
@@ -93,6 +93,7 @@ def write_page(work: Path, out: Path) -> None:
         "others. Training seconds include those of the dense network that a method starts from. They "
         "are of one thread on a machine that did other work at times, so they are for orientation.", "",
     ]  # fmt: skip
+    text += [line for note in notes for line in (note, "")]
     out.write_text("\n".join(text))
 
 
