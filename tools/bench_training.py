@@ -293,7 +293,8 @@ def widths_of(graph: ChannelGraph, model: nn.Module) -> dict[str, int]:
 
 
 RUN: Mapping[str, Callable[..., dict[str, Any]]] = {
-    "iee": run_iee, "iee-dense": run_iee_dense, "iee-long": partial(run_iee, H=8, J=8, Q=8, T=12), "halp": run_halp,
+    "iee": run_iee, "iee-descent": partial(run_iee, start="dense", H=8, J=8, Q=1, T=17),
+    "iee-dense": run_iee_dense, "iee-long": partial(run_iee, H=8, J=8, Q=8, T=12), "halp": run_halp,
     "torch-pruning": run_torch_pruning,
     "torch-pruning-l2": partial(run_torch_pruning, criterion="magnitude"), "uniform": run_uniform, "dense": run_dense,
 }  # fmt: skip

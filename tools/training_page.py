@@ -16,11 +16,12 @@ from halp_iee.run.searches import default_stages
 
 NETWORKS = ("resnet20", "mobilenet_v1_cifar")
 TARGETS = (0.30, 0.55)
-METHODS = ("iee", "iee-dense", "iee-long", "halp", "torch-pruning", "torch-pruning-l2", "uniform")
+METHODS = ("iee", "iee-descent", "iee-dense", "iee-long", "halp", "torch-pruning", "torch-pruning-l2", "uniform")
 DATA = "digits-hard"
 NAMES = {
-    "iee": "IEE, from scratch", "iee-dense": "IEE, from a dense network",
-    "iee-long": "IEE, update period 40%", "halp": "HALP, from a dense network",
+    "iee": "IEE, from scratch", "iee-descent": "IEE, brought down while it trains",
+    "iee-dense": "IEE, from a dense network", "iee-long": "IEE, update period 40%",
+    "halp": "HALP, from a dense network",
     "torch-pruning": "Torch-Pruning (group Taylor), from a dense network",
     "torch-pruning-l2": "Torch-Pruning (group L2), from a dense network",
     "uniform": "uniform width, from scratch", "dense": "dense",
@@ -130,7 +131,7 @@ def _margins(network: str, every: list[dict[str, Any]]) -> list[str]:
         means = {m: statistics.mean(v) for m, v in top1.items()}
         others = [m for m in top1 if not m.startswith("iee")]
         best = max(others, key=lambda m: means[m], default=None)
-        for ours in ("iee", "iee-dense") if best else ():
+        for ours in ("iee", "iee-descent", "iee-dense") if best else ():
             if ours not in top1:
                 continue
             spread = max(statistics.stdev(top1[m]) if len(top1[m]) > 1 else 0.0 for m in (ours, best))
@@ -145,7 +146,7 @@ def _margins(network: str, every: list[dict[str, Any]]) -> list[str]:
 def _seconds(r: dict[str, Any], every: list[dict[str, Any]]) -> float:
     """Of training, that of the dense network that it started from included; timing structures is not training."""
     own = float(r["seconds"]) - r.get("overhead", {}).get("measurement", 0.0)
-    if r["method"] in ("uniform", "iee", "iee-long"):
+    if r["method"] in ("uniform", "iee", "iee-descent", "iee-long"):
         return own
     start = (r["network"], "dense", 0.0, r["seed"])
     return own + sum(float(d["seconds"]) for d in every if (d["network"], d["method"], d["target"], d["seed"]) == start)

@@ -54,11 +54,14 @@ class _Thinning:
         self.network, self.prices, self.spare = network, prices, spare
         self.kept = [np.arange(len(variable.grid)) for variable in network.variables]
         tied = network.in_relations
-        self.free = [g for g in range(len(network.problem.groups)) if g not in tied and len(self.kept[g]) > 1]
         self.scopes: list[list[tuple[int, ...]]] = [[] for _ in network.variables]
         for scope in network.latencies:
             for v in scope:
                 self.scopes[v].append(scope)
+        # A group that is in no layer costs nothing, and the dual alone keeps it whole.
+        self.free = [
+            g for g in range(len(network.problem.groups)) if g not in tied and len(self.kept[g]) > 1 and self.scopes[g]
+        ]
         self.largest_ms = {scope: float(np.abs(table).max()) for scope, table in network.latencies.items()}
         self.tables: dict[tuple[tuple[int, ...], int], np.ndarray] = {}
 

@@ -128,6 +128,21 @@ def test_srigl_ablates_and_an_ablated_neuron_can_come_back() -> None:
     assert new.sum(1).tolist() == [0, 4, 4, 4]
 
 
+@pytest.mark.parametrize("remaining", [1, 2, 3, 4, 5, 9])
+@pytest.mark.parametrize("taken", range(12))
+def test_iee_ends_whole_however_few_steps_a_training_turns_out_to_have(taken: int, remaining: int) -> None:
+    model, optimizer, method = start("iee erk", "sgd")
+    assert isinstance(method, IEEWeights)
+    for step in range(taken):
+        train_step(model, optimizer, method, step)
+    method.expect(remaining)
+    for step in range(taken, taken + remaining):
+        train_step(model, optimizer, method, step)
+    assert method.done
+    assert {name: int(mask.sum()) for name, mask in method.masks.items()} == method.budget
+    assert all(not method.weight(name)[~mask].any() for name, mask in method.masks.items())
+
+
 def test_iee_freezes_what_is_active_bit_for_bit_while_it_explores() -> None:
     model, optimizer, method = start("iee erk", "adam")
     assert isinstance(method, IEEWeights)

@@ -129,6 +129,17 @@ class IEEWeights(SparseMethod):
             cycle = self.H + self.J + self.Q
             more = max(1, min(remaining, self.last_update - self.taken) // cycle)
             self.cycles = min(self.cycles, self.cycle + more)
+            self._hurry(remaining)
+
+    def _hurry(self, remaining: int) -> None:
+        """Shorten the last cycle where fewer steps remain than it has: what was pruned is to be grown again."""
+        if self.stage == "importance" and remaining < self._left + self.J + self.Q:
+            self.stage, self._left = "done", 0  # nothing has been pruned yet
+        elif self.stage == "accuracy" and remaining < self._left + self.Q:
+            self._left = max(1, remaining - self.Q)
+            self.Q = max(0, min(self.Q, remaining - self._left))
+        elif self.stage == "explore":
+            self._left = min(self._left, max(1, remaining))
 
     @property
     def done(self) -> bool:
@@ -290,7 +301,7 @@ class IEEWeights(SparseMethod):
     def _meta(self) -> dict[str, Any]:
         return {
             "stage": self.stage, "cycle": self.cycle, "cycles": self.cycles, "left": self._left,
-            "exchanged": self._exchanged,
+            "exchanged": self._exchanged, "Q": self.Q,
         }  # fmt: skip
 
     def _load(self, groups: Mapping[str, Mapping[str, Tensor]], meta: Mapping[str, Any]) -> None:
@@ -298,5 +309,5 @@ class IEEWeights(SparseMethod):
         self.store = self._there(groups["store"])
         self._frozen = {name: value.clone() for name, value in groups.get("frozen", {}).items()}
         self.stage, self.cycle, self._left = meta["stage"], meta["cycle"], meta["left"]
-        self.cycles = int(meta["cycles"])
+        self.cycles, self.Q = int(meta["cycles"]), int(meta["Q"])
         self._exchanged = meta["exchanged"]
