@@ -5,6 +5,8 @@ Started by ``torchrun --nproc-per-node N -m halp_iee train ...``. One process is
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -136,6 +138,9 @@ def started() -> Iterator[Processes]:
     gpus = torch.cuda.is_available() and torch.cuda.device_count() > local
     if gpus:
         torch.cuda.set_device(local)
+    # Its functions' defaults hold the group that stands when it is imported. DistributedDataParallel imports it, and
+    # gloo's threads would then outlive the group: one that lets go of a tensor while Python ends aborts the process.
+    importlib.import_module("torch.distributed.nn.functional")
     try:
         # A latency table is swept by the first process alone, and the others wait for it.
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=timedelta(hours=24))
@@ -148,6 +153,7 @@ def started() -> Iterator[Processes]:
         yield Processes.here()
     finally:
         dist.destroy_process_group()
+        gc.collect()  # the wrapped models hold the group too, in cycles
 
 
 def wrapped(model: nn.Module, processes: Processes, unused: bool) -> nn.Module:
