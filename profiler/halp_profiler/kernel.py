@@ -95,6 +95,13 @@ class Kernel:
         return "pointwise" if self.op in ("add", "activation", "batch_norm") else "copy"
 
     @property
+    def misfit(self) -> str | None:
+        """Why no runtime could run it; None when one may."""
+        if self.op in ("conv", "conv_transpose") and len(self.kernel_size) != len(self.spatial):
+            return "its window and its input have different numbers of dimensions"
+        return None
+
+    @property
     def layout_only(self) -> bool:
         """Whether it only moves a tensor between the framework's layout and the runtime's."""
         return self.op in ("to_blocked", "to_plain")

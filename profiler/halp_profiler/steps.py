@@ -26,6 +26,12 @@ class Steps:
     block_out: int = 1
     free_below: int = 0
 
+    @classmethod
+    def of_tensor_cores(cls, precision: str, family: str) -> Steps:
+        """Tensor cores want multiples of 8 half-precision (of 4 tf32) channels; other edges the sweep finds itself."""
+        align = {"fp16": 8, "bf16": 8, "tf32": 4}.get(precision, 1)
+        return cls(align=align) if family in ("conv", "conv_transpose", "rows") else cls()
+
     def aligned(self, c_in: int) -> bool:
         return self.align <= 1 or c_in < self.free_below or c_in % self.align == 0
 

@@ -35,9 +35,7 @@ def refusal(kernel: Kernel) -> str | None:
         return f"operations of kind {kernel.op} are not known to this backend"
     if unknown := [name for name in kernel.fused if name != "add" and name not in _ACTIVATIONS]:
         return f"the activation {unknown[0]} is not known to this backend"
-    if kernel.op in ("conv", "conv_transpose") and len(kernel.kernel_size) != len(kernel.spatial):
-        return "its window and its input have different numbers of dimensions"
-    return None
+    return kernel.misfit
 
 
 OTHER_SHAPE = frozenset({"copy", "transpose"})

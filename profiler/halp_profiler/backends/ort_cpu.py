@@ -109,11 +109,9 @@ class OrtCpu:
         }
 
     def refusal(self, kernel: Kernel) -> str | None:
-        if kernel.op in ("conv", "conv_transpose") and len(kernel.kernel_size) != len(kernel.spatial):
-            return "its window and its input have different numbers of dimensions"
         if kernel.layout_only and self.block == 1:
             return "the runtime has no layout of its own on this processor"
-        return None
+        return kernel.misfit
 
     def expect(self, ranges: Sequence[KernelRange]) -> None:
         """Takes note of how much a network touches in a run that consists of these kernels, once it is pruned: its

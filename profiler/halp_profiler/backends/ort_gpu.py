@@ -79,22 +79,19 @@ class OrtGpu:
                 "method": "n kernels with their sources less one, over n - 1, less the sources",
                 **self._rounds.how(),
                 "l2": s.l2,
-                "steps": {f: self._steps(f).to_json() for f in ("conv", "conv_transpose", "rows")},
+                "steps": {
+                    family: Steps.of_tensor_cores(self.settings.precision, family).to_json()
+                    for family in ("conv", "conv_transpose", "rows")
+                },
             },
         )  # fmt: skip
 
     def steps(self, kernel: Kernel) -> Steps:
-        """Tensor cores want multiples of 8 half-precision (of 4 tf32) channels; other edges the sweep finds itself."""
-        return self._steps(kernel.family)
-
-    def _steps(self, family: str) -> Steps:
-        align = {"fp16": 8, "bf16": 8, "tf32": 4}.get(self.settings.precision, 1)
-        return Steps(align=align) if family in ("conv", "conv_transpose", "rows") else Steps()
+        """See ``Steps.of_tensor_cores``."""
+        return Steps.of_tensor_cores(self.settings.precision, kernel.family)
 
     def refusal(self, kernel: Kernel) -> str | None:
-        if kernel.op in ("conv", "conv_transpose") and len(kernel.kernel_size) != len(kernel.spatial):
-            return "its window and its input have different numbers of dimensions"
-        return "this provider has no layout of its own" if kernel.layout_only else None
+        return kernel.misfit or ("this provider has no layout of its own" if kernel.layout_only else None)
 
     def measure(self, requests: Sequence[Request]) -> list[Point]:
         """One point a request; see ``Rounds`` for what is measured again and flagged."""

@@ -85,22 +85,19 @@ class TensorRt:
                 "method": "TensorRT's report on each layer, summed over the kernel's own nodes",
                 "statistics": f"median over {self.builds} builds of the median of {self.rounds} runs",
                 "unstable_over": UNSTABLE_OVER, "state": self._watch.facts(), "l2": s.l2, "strongly_typed": True,
-                "steps": {f: self._steps(f).to_json() for f in ("conv", "conv_transpose", "rows")},
+                "steps": {
+                    family: Steps.of_tensor_cores(self.settings.precision, family).to_json()
+                    for family in ("conv", "conv_transpose", "rows")
+                },
             },
         )  # fmt: skip
 
     def steps(self, kernel: Kernel) -> Steps:
-        """Tensor cores want multiples of 8 half-precision (of 4 tf32) channels; other edges the sweep finds itself."""
-        return self._steps(kernel.family)
-
-    def _steps(self, family: str) -> Steps:
-        align = {"fp16": 8, "bf16": 8, "tf32": 4}.get(self.settings.precision, 1)
-        return Steps(align=align) if family in ("conv", "conv_transpose", "rows") else Steps()
+        """See ``Steps.of_tensor_cores``."""
+        return Steps.of_tensor_cores(self.settings.precision, kernel.family)
 
     def refusal(self, kernel: Kernel) -> str | None:
-        if kernel.op in ("conv", "conv_transpose") and len(kernel.kernel_size) != len(kernel.spatial):
-            return "its window and its input have different numbers of dimensions"
-        return "TensorRT reorders tensors within its layers" if kernel.layout_only else None
+        return kernel.misfit or ("TensorRT reorders tensors within its layers" if kernel.layout_only else None)
 
     def measure(self, requests: Sequence[Request]) -> list[Point]:
         """One point a request; measured again where the GPU was throttled or busy, and flagged if it stays so."""

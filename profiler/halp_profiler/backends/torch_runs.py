@@ -113,10 +113,8 @@ class TorchRuns:
         return self.steps_of(kernel.family)
 
     def steps_of(self, family: str) -> Steps:
-        dense = family in ("conv", "conv_transpose", "rows")
-        align = {"fp16": 8, "bf16": 8, "tf32": 4}.get(self.settings.precision, 1)
         if self._gpu:
-            return Steps(align=align) if dense else Steps()
+            return Steps.of_tensor_cores(self.settings.precision, family)
         return Steps(block_out=vector_lanes()) if family == "conv" else Steps()
 
     def refusal(self, kernel: Kernel) -> str | None:
