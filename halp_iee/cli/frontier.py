@@ -15,7 +15,6 @@ from halp_iee.cli.progress import Bars
 if TYPE_CHECKING:
     from halp_iee.graph import ChannelGraph
     from halp_iee.latency import LatencyModel, LatencyTable
-    from halp_iee.run.job import DeviceChoice
 
 
 weights_option = click.option(
@@ -79,41 +78,9 @@ def prepare(
         load_weights(network, weights)
     shape = input_shape or models.default_input_shape(model)
     graph = trace(network, torch.randn(choice.batch, *shape))
-    made = stages.find_or_make_table(graph, model, choice, shape, bars, copy_to_complete(choice, graph, model))
+    made = stages.find_or_make_table(graph, model, choice, shape, bars)
     cost = LatencyModel(graph, made.table)
     return Prepared(graph, made.table, cost, dict(score(criterion, network, graph, seed=seed)))
-
-
-def copy_to_complete(choice: DeviceChoice, graph: ChannelGraph, model: str) -> Path | None:
-    """A copy, in the user's cache, of a table that was given and lacks some of the network's kernels.
-
-    What is missing is measured into that: who only asks a question does not want a table of theirs changed. None where
-    the table covers the network, or is yet to be made.
-    """
-    import hashlib
-
-    from halp_iee.latency import LatencyTable
-    from halp_iee.latency.profile import missing_from
-    from halp_iee.latency.table import cache_folder, find
-    from halp_iee.run.job import short_name
-    from halp_profiler.files import whole
-
-    if choice.table is None:
-        return None
-    if not (given := Path(choice.table)).is_file():
-        if given.suffix == ".jsonl" and given.parent.is_dir():
-            return None  # where a new one goes
-        given = find(choice.table)
-    if not missing_from(LatencyTable.load(given), graph):
-        return None
-    content = given.read_bytes()
-    digest = hashlib.sha256(content).hexdigest()[:8]
-    copy = cache_folder() / f"{given.stem}-with-{short_name(model)}-{digest}.jsonl"
-    if not copy.is_file():
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        with whole(copy) as file:
-            file.write_bytes(content)
-    return copy
 
 
 @click.command("frontier", cls=show.Command)
@@ -124,6 +91,7 @@ def copy_to_complete(choice: DeviceChoice, graph: ChannelGraph, model: str) -> P
 @options.width_limits
 @options.allow_block_removal
 @options.keep_importance
+@options.also
 @html_option
 @options.input_shape
 @options.device
@@ -138,6 +106,7 @@ def command(
     width_step: int,
     allow_block_removal: bool,
     keep_importance: float | None,
+    also: tuple[str, ...],
     html: Path | None,
     input_shape: tuple[int, ...] | None,
     seed: int,
@@ -147,15 +116,19 @@ def command(
     """Sweep importance against latency without training.
 
     Solves for the best widths at many budgets between the floor, which no pruning gets under, and the dense latency.
-    With --keep-importance also for the least latency that keeps that share.
-    """
-    from halp_iee.run.question import Question, priced
-    from halp_iee.solve import solve_latency
-    from halp_iee.solve.frontier import frontier
+    With --keep-importance also for the least latency that keeps that share; with --also every point holds that
+    budget on that table too.
 
-    question = Question(
-        min_fraction, width_step, keep_importance=keep_importance, allow_block_removal=allow_block_removal
-    )
+    \b
+      halp-iee frontier --model resnet50 --html frontier.html
+      halp-iee frontier --model resnet50 --also titanv-b32.jsonl=0.4
+    """
+    from halp_iee.run.question import Budget, Question, further, priced
+    from halp_iee.solve import solve_latency
+    from halp_iee.solve.frontier import frontier, frontier_all
+
+    budgets = tuple(Budget.parse(text) for text in also)
+    question = Question(min_fraction, width_step, budgets, keep_importance, allow_block_removal)
 
     bars = Bars()
     found = prepare(model, weights, criterion, input_shape, seed, device, bars)
@@ -164,8 +137,14 @@ def command(
     whole = sum(float(s.sum()) for s in scores.values())
     limits = question.limits({name: len(values) for name, values in scores.items()})
     fastest = None
+    others = further(question, found.graph)
+    spent_ms: list[dict[str, float]] = []
     with bars.task("solving"):
-        answers = frontier(cost, scores, points, **limits)
+        if others:
+            both = frontier_all(cost, others, scores, points, **limits)
+            answers, spent_ms = [answer for answer, _ in both], [spent for _, spent in both]
+        else:
+            answers = frontier(cost, scores, points, **limits)
         if keep_importance is not None:
             fastest = solve_latency(cost, scores, keep_importance * whole * (1.0 - 1e-12), **limits)
             answers = sorted([*answers, fastest.answer], key=lambda a: (a.latency_ms, a.value))
@@ -176,15 +155,18 @@ def command(
         }
         for a in answers
     ]  # fmt: skip
-    note = f"latencies summed from a {table.source} table of {table.device}, importance {criterion}"
+    for row, spent in zip(rows, spent_ms, strict=False):
+        row["also_ms"] = spent
+    held = "".join(f", within {ms:.4g} ms on {label.rpartition('=')[0]}" for label, (_, ms) in others.items())
+    note = f"latencies summed from a {table.source} table, importance {criterion}{held}"
     if html is not None:
         from halp_iee.doctor.page import write_frontier
 
-        write_frontier(html, f"{model}: importance against latency", note, cost.dense_ms, rows)
+        write_frontier(html, f"{model}: importance against latency on {table.device}", note, cost.dense_ms, rows)
     if as_json:
         show.emit_json({
             "model": model, "device": table.device, "source": table.source, "dense_ms": cost.dense_ms,
-            "floor_ms": rows[0]["latency_ms"], "points": rows,
+            "floor_ms": rows[0]["latency_ms"], "also": {label: ms for label, (_, ms) in others.items()}, "points": rows,
             "fastest": None if fastest is None else {
                 "keep_importance": keep_importance, "latency_ms": fastest.answer.latency_ms,
                 "least_ms": fastest.least_ms, "gap": fastest.gap, "widths": fastest.answer.widths,
@@ -192,13 +174,14 @@ def command(
             "html": None if html is None else str(html),
         })  # fmt: skip
         return 0
-    show.line(f"{model} on {table.device}, latencies summed from a {table.source} table, importance {criterion}\n")
+    show.line(f"{model} on {table.device}, {note}\n")
     cells = [
         [f"{r['latency_ms']:.4g}", f"{r['fraction']:.2f}", f"{100 * r['importance']:.1f}%", f"{100 * r['gap']:.3f}%"]
         for r in rows
     ]
+    cells = [[*c, *(f"{ms:.4g}" for ms in r.get("also_ms", {}).values())] for c, r in zip(cells, rows, strict=True)]
     bars_ = ["#" * round(40 * r["importance"]) for r in rows]
-    headers = ["latency ms", "of dense", "importance kept", "gap at most", ""]
+    headers = ["latency ms", "of dense", "importance kept", "gap at most", *(f"ms, {label}" for label in others), ""]
     show.line(show.table(headers, [[*c, bar] for c, bar in zip(cells, bars_, strict=True)]))
     if fastest is not None:
         show.line(

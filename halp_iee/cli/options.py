@@ -165,6 +165,13 @@ allow_block_removal = click.option(
     "--allow-block-removal", is_flag=True,
     help="Residual branches may be removed whole, where one module adds its branch to its own input.",
 )  # fmt: skip
+also = click.option(
+    "--also",
+    multiple=True,
+    metavar="TABLE=TARGET",
+    help="One more budget that the same network must hold: another latency table (a second device, or batch 32), and "
+    "a target as above. May be given several times.",
+)
 keep_importance = click.option(
     "--keep-importance", type=click.FloatRange(0.0, 1.0, min_open=True), default=None, metavar="SHARE",
     help="Instead of a target: the least latency that keeps this share of the importance.",

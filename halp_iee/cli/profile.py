@@ -78,7 +78,7 @@ def command(
     if devices is not None:
         table = _on_several(graph, model, devices, choice, bars, out)
     else:
-        table = stages.find_or_make_table(graph, model, choice, shape, bars, out).table
+        table = stages.find_or_make_table(graph, model, choice, shape, bars, out, in_place=True).table
     cost = LatencyModel(graph, table)
     if as_json:
         show.emit_json({**table.summary(), "model": model, "dense_ms": cost.dense_ms,

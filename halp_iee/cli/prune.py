@@ -34,13 +34,7 @@ from halp_iee.run.target import Target
 @options.width_limits
 @options.allow_block_removal
 @options.keep_importance
-@click.option(
-    "--also",
-    multiple=True,
-    metavar="TABLE=TARGET",
-    help="One more budget that the same network must hold: another latency table (a second device, or batch 32), and "
-    "a target as above. May be given several times.",
-)
+@options.also
 @options.input_shape
 @options.device
 @options.seed

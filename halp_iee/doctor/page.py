@@ -63,7 +63,7 @@ def write_diagnosis(path: Path, model: str, found: Diagnosis, curves: Mapping[st
         for row in found.layers[:_ROWS]
     )  # fmt: skip
     cut = f"<p>The {_ROWS} slowest of {len(found.layers)} layers.</p>" if len(found.layers) > _ROWS else ""
-    parts.append(f"<h2>Where the time goes</h2>{cut}{legend(keys)}<div>{rows}</div>")
+    parts.append(f'<h2>Where the time goes</h2>{cut}{legend(keys)}<div class="rows">{rows}</div>')
     for group, curve in curves.items():
         points = [(float(k + 1), float(value)) for k, value in enumerate(curve)]
         drawn = chart([Series("layers it touches", "slim", points)], x_unit=f"units kept of {group}", y_unit="ms")

@@ -110,6 +110,20 @@ def priced(question: Question, graph: ChannelGraph, model: Any) -> Any:
     return WithBranches(model, graph.branches)
 
 
+def further(question: Question, graph: ChannelGraph) -> dict[str, tuple[Any, float]]:
+    """The further budgets: as given -> (cost model, target in ms).
+
+    Raises:
+        TableError: a table that is not there or does not cover the network.
+    """
+    others: dict[str, tuple[Any, float]] = {}
+    for budget in question.also:
+        model = _model(graph, budget.table)
+        target_ms = budget.target.resolve_ms(model.dense_ms, model.table.batch)
+        others[str(budget)] = (priced(question, graph, model), target_ms)
+    return others
+
+
 def answerer(
     question: Question, graph: ChannelGraph, cost: LatencyModel, scores: Mapping[str, np.ndarray], solver: str
 ) -> Callable[[float], Answer]:
@@ -135,11 +149,7 @@ def answerer(
         return lambda _: solve_latency(cost, scores, wanted * (1.0 - 1e-12), **limits).answer
     if not question.also:
         return lambda budget_ms: solve(cost, scores, budget_ms, solver, **limits)
-    others: dict[str, tuple[Any, float]] = {}
-    for budget in question.also:
-        model = _model(graph, budget.table)
-        target_ms = budget.target.resolve_ms(model.dense_ms, model.table.batch)
-        others[str(budget)] = (priced(question, graph, model), target_ms)
+    others = further(question, graph)
 
     def solve_at(budget_ms: float) -> Answer:
         answer, spent = solve_all({"": (cost, budget_ms), **others}, scores, **limits)

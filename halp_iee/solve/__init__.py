@@ -7,7 +7,7 @@ from typing import Any
 from halp_iee.solve.answer import Answer
 from halp_iee.solve.api import SOLVERS, floor_ms, solve
 from halp_iee.solve.build import build
-from halp_iee.solve.frontier import frontier
+from halp_iee.solve.frontier import frontier, frontier_all
 from halp_iee.solve.multi import Fastest, solve_all, solve_latency
 from halp_iee.solve.problem import Problem
 from halp_iee.solve.verify import CertificateError, verify
@@ -21,6 +21,7 @@ __all__ = [
     "build",
     "floor_ms",
     "frontier",
+    "frontier_all",
     "solve",
     "solve_all",
     "solve_latency",

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from halp_iee.graph.records import Keep, Width
 
 Limit = Mapping[str, int] | int | None
+_PREDICTED = 1000
+"""Predictions that are kept: the same widths are asked about more than once."""
 WHAT = "the widths cannot be solved for"
 
 
@@ -111,10 +113,18 @@ def build(
         else:
             fixed_ms += float(layer.ms(np.array([term.c_in.fixed]), np.array([term.c_out.fixed]))[0])
 
+    dense_ms = float(cost.predict(dict(sizes)))
+    predicted = {tuple(sizes.values()): dense_ms}
+
     def predict_ms(widths: np.ndarray) -> float:
         named = {name: len(units) for name, units in settled.items()}
         named.update({group.name: int(k) for group, k in zip(groups, widths, strict=True)})
-        return float(cost.predict(named))
+        key = tuple(named[name] for name in sizes)
+        if key not in predicted:
+            if len(predicted) > _PREDICTED:
+                predicted.clear()
+            predicted[key] = float(cost.predict(named))
+        return predicted[key]
 
     return Problem(
         tuple(groups),
@@ -122,7 +132,7 @@ def build(
         fixed_ms,
         budget_ms,
         settled,
-        float(cost.predict(dict(sizes))),
+        dense_ms,
         predict_ms,
     )
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from halp_iee.solve.network import Cells, Relation
-from halp_iee.solve.order import Going, How, Live, Order, Scope
+from halp_iee.solve.order import MOST_AXES, Going, How, Live, Order, Scope
 from halp_iee.solve.sums import Addition, meet
 
 
@@ -79,7 +79,7 @@ class Elimination:
         going = self._live.going(v)
         self._gone.add(v)
         work = going.work(self.sizes)
-        if work > self._cap:
+        if work > self._cap or len(going.joint | going.left) > MOST_AXES:
             self._split(v)
             return
         self.work += work
@@ -114,7 +114,7 @@ class Elimination:
         for slot in sorted(live.inside(v), key=lambda s: -math.prod(self.sizes[u] for u in live.slots[s])):
             for part in parts:
                 joint = {v, *live.slots[slot]}.union(*(live.slots[s] for s in part))
-                if math.prod(self.sizes[u] for u in joint) <= self._cap:
+                if len(joint) <= MOST_AXES and math.prod(self.sizes[u] for u in joint) <= self._cap:
                     part.append(slot)
                     break
             else:

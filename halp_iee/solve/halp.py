@@ -20,6 +20,7 @@ Deviations:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,6 +68,7 @@ def fill_knapsack(weights: list[np.ndarray], values: list[np.ndarray], capacity:
     """
     best = np.zeros(capacity + 1)
     taken = np.zeros((len(weights), capacity + 1), dtype=np.int32)
+    candidate, better = np.empty(capacity + 1), np.empty(capacity + 1, dtype=bool)
     kept_weights, kept_options = [], []
     for g, (weight, value) in enumerate(zip(weights, values, strict=True)):
         # An option that weighs no less and is worth no more than another never helps.
@@ -78,12 +80,35 @@ def fill_knapsack(weights: list[np.ndarray], values: list[np.ndarray], capacity:
         following = best + value[front[0]]
         for option, index in enumerate(front[1:], start=1):
             start = int(weight[index])
-            candidate = best[: capacity + 1 - start] + value[index]
-            better = candidate > following[start:]
-            following[start:][better] = candidate[better]
-            taken[g, start:][better] = option
+            room = capacity + 1 - start
+            new, wins = candidate[:room], better[:room]
+            np.add(best[:room], value[index], out=new)
+            np.greater(new, following[start:], out=wins)
+            np.copyto(following[start:], new, where=wins)
+            np.copyto(taken[g, start:], option, where=wins)
         best = following
     return Knapsack(tuple(kept_weights), tuple(kept_options), best, taken)
+
+
+def _beyond(weights: list[np.ndarray], values: list[np.ndarray], value: float) -> int:
+    """A capacity at which more than ``value`` can be taken, near the least: the steps worth most for their weight."""
+    taken, gains, loads = 0.0, [], []
+    for weight, worth in zip(weights, values, strict=True):
+        order = np.lexsort((-worth, weight))
+        front = order[np.flatnonzero(np.diff(np.maximum.accumulate(worth[order]), prepend=-np.inf) > 0.0)]
+        at = 0
+        taken += float(worth[front[0]])
+        while at + 1 < len(front):
+            more, heavier = worth[front[at + 1 :]] - worth[front[at]], weight[front[at + 1 :]] - weight[front[at]]
+            step = int(np.argmax(more / heavier))
+            gains.append(float(more[step]))
+            loads.append(int(heavier[step]))
+            at += step + 1
+    gained, load = np.array(gains), np.array(loads, dtype=np.int64)
+    order = np.argsort(-gained / load, kind="stable") if len(load) else np.zeros(0, dtype=np.int64)
+    reached = taken + np.cumsum(gained[order])
+    enough = int(np.searchsorted(reached, value * (1.0 + 1e-9), side="right"))
+    return int(load[order[: enough + 1]].sum())
 
 
 def modelled_ms(problem: Problem, current: np.ndarray) -> list[np.ndarray]:
@@ -117,6 +142,7 @@ def solve_halp(
     resolution_ms: float | None = None,
     as_published: bool = False,
     between: tuple[float, float] = (-math.inf, math.inf),
+    maybe_within: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> np.ndarray | None:
     """Widths, shape (groups,), or None when no capacity of the knapsack is truly within the budget.
 
@@ -124,18 +150,18 @@ def solve_halp(
         resolution_ms: what one unit of capacity is worth; default one 10,000th of the range.
         as_published: the one shot, whose true latency may lie on either side of the budget.
         between: only answers are looked for whose importance is above the first and not above the second.
+        maybe_within: of many widths, shape (many, groups), which the budget may hold: a quick look before the true one.
     """
     grow = any(group.standing for group in problem.groups)
     current = np.array([group.standing for group in problem.groups]) if grow else problem.most
     current = np.maximum(current, problem.least)
     curves = modelled_ms(problem, current)
     lows = [float(curve.min()) for curve in curves]
-    base_ms = float(problem.latency_ms(current)) + sum(lows)
     reach_ms = sum(float(curve.max()) - low for curve, low in zip(curves, lows, strict=True))
-    room_ms = problem.allowance_ms - base_ms
-    if not as_published:
-        # p_in shrinks with the rest, so the true latency may allow more than the model believes.
-        room_ms = reach_ms
+    # p_in shrinks with the rest, so the true latency may allow more than the model believes.
+    room_ms = reach_ms
+    if as_published:
+        room_ms = problem.allowance_ms - float(problem.latency_ms(current)) - sum(lows)
     room_ms = min(max(room_ms, 0.0), reach_ms)
     # Without room only the lightest options fit, whatever the unit.
     unit_ms = resolution_ms or max(room_ms / _CAPACITY, 1e-9 * reach_ms) or 1.0
@@ -152,7 +178,10 @@ def solve_halp(
     ]
     # Rounding up may weigh the dense network over a capacity that was rounded down.
     capacity = capacity if as_published else min(capacity + len(weights), sum(int(w.max()) for w in weights))
-    knapsack = fill_knapsack(weights, [group.values for group in problem.groups], capacity)
+    values = [group.values for group in problem.groups]
+    if math.isfinite(between[1]) and not as_published:
+        capacity = min(capacity, _beyond(weights, values, between[1]))
+    knapsack = fill_knapsack(weights, values, capacity)
 
     def widths_at(sizes: np.ndarray) -> np.ndarray:
         indices = knapsack.choices(sizes)
@@ -165,6 +194,10 @@ def solve_halp(
     sizes = sizes[(knapsack.best[sizes] > between[0]) & (knapsack.best[sizes] <= between[1])]
     for chunk in np.array_split(sizes[::-1], max(1, len(sizes) // 256)):
         candidates = widths_at(chunk)
+        if maybe_within is not None:
+            candidates = candidates[maybe_within(candidates)]
+            if not len(candidates):
+                continue
         first = problem.first_within(candidates)
         if first is not None:
             return candidates[first]

@@ -23,7 +23,7 @@ from halp_iee.solve.halp import solve_halp
 from halp_iee.solve.labels import TooManyLabelsError, closable, close
 from halp_iee.solve.network import Network, compile_network, left_of, restrict
 from halp_iee.solve.problem import Problem
-from halp_iee.solve.relax import Relaxed, Sharp, core, relax
+from halp_iee.solve.relax import Sharp, core, relax, scout, wide
 from halp_iee.solve.search import Search
 
 _TOTAL_WORK = 800_000_000
@@ -43,6 +43,8 @@ _NEAR = 0.2
 """How far from the budget a choice may be, as a share of it, to be worth mending."""
 _LABELS = (500, 2000)
 """Labels a message may hold in a first pass and, where that found something better, in a second."""
+_FIRST = 2
+"""Guesses that are made answers before there is any bound."""
 _NEARLY = 0.8
 """The share of the tolerance at which the label passes aim."""
 _LABEL_WORK = 30
@@ -92,7 +94,8 @@ def solve_joint(
     bound = branch.run(network, tolerance, total_work)
     if bound - branch.value > _EPSILON * abs(bound) and problem.least.min(initial=1) > 0:
         # The knapsack's answer is a point like any other; so this solver's is never below it.
-        branch.offer_widths(solve_halp(problem, between=(branch.value, bound * (1.0 + _EPSILON))))
+        between = (branch.value, bound * (1.0 + _EPSILON))
+        branch.offer_widths(solve_halp(problem, between=between, maybe_within=branch.search.maybe_within))
     if branch.point is None:
         return None
     return Solved(branch.search.widths(branch.point), branch.value, max(bound, branch.value))
@@ -138,15 +141,21 @@ class _Branch:
         if network.relations:
             pass_work = _FIRST_SUM_WORK if near is None else _SUM_WORK
         ceiling_ms = self.problem.ceiling_ms
-        relaxed = relax(network, ceiling_ms, near, pass_work, self.price)
-        result = relaxed.result
-        self.work += relaxed.work + _NODE_WORK * len(network.variables)
-        if min(above, result.bound) <= self._threshold:
-            return []
-        self._try_path(result, last=1 if self.point is not None else 3)
+        self.work += _NODE_WORK * len(network.variables)
+        result = self._scouted(network, above, tolerance) if self.price is None else None
+        if result is None:
+            relaxed = relax(network, ceiling_ms, near, pass_work, self.price)
+            result = relaxed.result
+            self.work += relaxed.work
+            if min(above, result.bound) <= self._threshold:
+                return []
+            self._try_path(result, last=1 if self.point is not None else 3)
+            open_ = math.isfinite(result.bound) and not self._within(min(above, result.bound), tolerance)
+            if open_ and 0.0 < result.price < math.inf and not relaxed.oracle.cells.exact:
+                sharp = Sharp(network, self.search, ceiling_ms, pass_work, relaxed.network, relaxed.prices)
+                finer = self._sharpen(sharp, result.price, above, tolerance)
+                result = finer if finer.bound < result.bound else result
         priced = math.isfinite(result.bound) and 0.0 < result.price < math.inf
-        if priced and not relaxed.oracle.cells.exact and not self._within(min(above, result.bound), tolerance):
-            result = self._sharpen(relaxed, above, tolerance, pass_work)
         if math.isfinite(result.bound):
             self.price = result.price
         bound = min(above, result.bound)
@@ -179,20 +188,39 @@ class _Branch:
             return [(bound, child)]
         return [(bound, half) for half in _split(child, result)]
 
-    def _sharpen(self, relaxed: Relaxed, above: float, tolerance: float, pass_work: int) -> DualResult:
-        """The same dual over ever finer cells, until its bound or another is near enough to an answer."""
-        sharp = Sharp(relaxed.network, self.search, self.problem.ceiling_ms, pass_work)
+    def _scouted(self, network: Network, above: float, tolerance: float) -> DualResult | None:
+        """The dual of a network too large for one pass, at the price that a guess suggests; None without one."""
+        pass_work = _SUM_WORK // 4 if network.relations else _FINE_WORK * len(network.variables)
+        if not wide(network, pass_work):
+            return None
+        guess = scout(network, self.search, self.problem.ceiling_ms)
+        if guess is None:
+            return None
+        price, points, work = guess
+        self.work += work
+        sharp = Sharp(network, self.search, self.problem.ceiling_ms, pass_work)
+        for point in points:
+            sharp.lines.add(point)
+        over = [abs(self.search.latency_ms(point) - self.problem.budget_ms) for point in points]
+        for pick in np.argsort(over, kind="stable")[:_FIRST]:
+            self._offer(self.search.improve(points[pick]))
+        return self._sharpen(sharp, price, above, tolerance)
+
+    def _sharpen(self, sharp: Sharp, price: float, above: float, tolerance: float) -> DualResult:
+        """The dual over ever finer cells, until its bound or another is near enough to an answer."""
         if self.point is not None:
-            sharp.points.append(self.point)
+            sharp.lines.add(self.point)
 
         def enough(bound: float, point: np.ndarray) -> bool:
             if abs(self.search.latency_ms(point) / self.problem.budget_ms - 1.0) <= _NEAR:
                 self._offer(self.search.improve(point))
+            sharp.enough = self.value / (1.0 - tolerance)
             return self._within(min(above, bound), tolerance)
 
-        finer = sharp.minimise(relaxed.result.price, relaxed.prices, enough, _SHARE * tolerance)
+        sharp.enough = self.value / (1.0 - tolerance)
+        found = sharp.minimise(price, enough, _SHARE * tolerance)
         self.work += sharp.work
-        return finer if finer.bound < relaxed.result.bound else relaxed.result
+        return found
 
     def _try_path(self, result: DualResult, last: int) -> None:
         """Answers from the last choices of the dual, which lie next to its least."""

@@ -16,7 +16,7 @@ from halp_iee.solve.api import decided_scores, solve_problem, to_answer
 from halp_iee.solve.build import Limit, build
 from halp_iee.solve.floor import find_floor
 from halp_iee.solve.joint import Solved
-from halp_iee.solve.network import compile_network
+from halp_iee.solve.network import Network, compile_network
 from halp_iee.solve.problem import Problem
 from halp_iee.solve.verify import CertificateError, verify
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _BISECTIONS = 30
 _PRICES = 25
+_CLOSE = 1e-3
+"""Shares of a budget that differ by less are not told apart."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,15 +175,16 @@ def solve_all(
         if best is not None and bound - first.value(best) <= tolerance * bound:
             break
         merged = _weighted([problems[label] for label in labels], weights)
+        network = compile_network(merged) if merged.groups else None
         try:
-            solved = solve_problem(merged, "joint", tolerance=tolerance / 4.0, start=best)
+            solved = solve_problem(merged, "joint", tolerance=tolerance / 4.0, start=best, network=network)
         except TargetError:  # a weighted sum of the latencies is over that of the budgets whatever the widths
             break
         bound = min(bound, solved.bound)
         offer(solved.widths)
         share = used(solved.widths)
         if best is None or share.max() > 1.0:
-            _lower(merged, float(share.max()), offer, used)
+            _lower(merged, network, float(share.max()), offer, used)
         # Towards what is over its budget, by ever smaller steps.
         weights = weights * np.exp((share - share.mean()) * 8.0 / (1.0 + 0.3 * round_))
         weights = np.maximum(weights / weights.sum(), 1e-6)
@@ -219,24 +222,28 @@ def solve_all(
     return answer, spent
 
 
-def _lower(merged: Problem, over: float, offer: Any, used: Any) -> None:
+def _lower(merged: Problem, network: Network | None, over: float, offer: Any, used: Any) -> None:
     """Lower the weighted budget until its answer holds every budget."""
     low, high = 0.0, 1.0
     share = 1.0 / over
     for _ in range(6):
-        if share * merged.budget_ms <= 0.0:
+        if share * merged.budget_ms <= 0.0 or high - low <= _CLOSE:
             return
+        worst = 0.0
         try:
-            solved = solve_problem(replace(merged, budget_ms=share * merged.budget_ms), "joint", tolerance=1e-3)
+            asked = replace(merged, budget_ms=share * merged.budget_ms)
+            solved = solve_problem(asked, "joint", tolerance=1e-3, network=network)
         except TargetError:
             low = share
         else:
             offer(solved.widths)
-            if (used(solved.widths) <= 1.0).all():
+            worst = float(used(solved.widths).max())
+            if worst <= 1.0:
                 low = share
             else:
                 high = share
-        share = (low + high) / 2.0
+        # As far down as the answer was over, until one holds.
+        share = (low + high) / 2.0 if low > 0.0 else share / worst * (1.0 - _CLOSE)
 
 
 def _weighted(problems: Sequence[Problem], weights: np.ndarray) -> Problem:

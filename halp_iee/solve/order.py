@@ -15,6 +15,8 @@ How = Literal["plain", "relation", "expand", "collapse", "add"]
 of; what has an image by the image; two parts of a sum by the sum."""
 _EARLY = 64
 """How much dearer a step is counted that joins what would better be added up later."""
+MOST_AXES = 48
+"""Variables of one table; arrays have at most 64 axes, and an index takes some."""
 _ADD_SHARE = 0.25
 """What an entry of a sum costs, for it is added in cache, to one of a table."""
 
@@ -171,8 +173,12 @@ def elimination_order(
     relations: Sequence[Relation],
     images: Sequence[tuple[int, int]] = (),
 ) -> Order:
-    """Greedy: the variable whose tables are smallest goes next; ties by index."""
+    """Greedy: the variable whose tables are smallest goes next; ties by index.
+
+    One value left counts as two, so that tables do not come to have more axes than arrays can.
+    """
     live = Live(scopes, relations, images)
+    counted = [max(2, size) for size in sizes]
     weights: dict[int, int] = {}
     goings: dict[int, Going] = {}
     remaining = set(range(len(sizes)))
@@ -181,7 +187,7 @@ def elimination_order(
     while remaining:
         for v in stale & remaining:
             goings[v] = live.going(v)
-            weights[v] = goings[v].work(sizes) * (_EARLY if live.early(v, goings[v]) else 1)
+            weights[v] = goings[v].work(counted) * (_EARLY if live.early(v, goings[v]) else 1)
         v = min(remaining, key=lambda u: (weights[u], u))
         going = goings[v]
         order.append(v)

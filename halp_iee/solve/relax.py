@@ -15,6 +15,7 @@ from functools import cache
 import numpy as np
 
 from halp_iee.solve.dual import Choice, DualResult, Oracle, minimise_dual
+from halp_iee.solve.lines import Lines
 from halp_iee.solve.network import Network, cell_starts, cut, left_of, loosen, sample, with_images
 from halp_iee.solve.order import elimination_order
 from halp_iee.solve.search import Search
@@ -36,11 +37,17 @@ _LAST = 4
 """Choices of the dual that are looked at."""
 _APART = 1.6
 """By what factor the prices for which dead ends are left out at once lie on either side of the one expected."""
+_NARROW = 1.12
+"""The same where that has been found with care."""
+_SCOUTING = 12
+"""Prices at which local moves look for the best choice, at most."""
 _SHIFTS = 4
 """How often the prices are moved before nothing is left out."""
 _ALL = (0.0, math.inf)
 _ROUNDS = 6
 """How often a network is made smaller at one price."""
+_FEWER = 0.9
+"""What is this share of the widths before is hardly less."""
 _STEPS = 16
 """Prices at which the dual is made exact, at most."""
 _SHARP = 1e-6
@@ -141,15 +148,10 @@ def relax(
     """
     work = 0
     if near is None or price is None:
-        look = sample(network, _SAMPLE_OF_SUMS if network.relations else _SAMPLE)
-        quick = coarse_oracle(look, _QUICK_WORK)
-        result = minimise_dual(quick, ceiling_ms, slack=_slack(quick))
-        work = quick.elimination.work * (len(result.path) + 2)
+        look, result, work = _look(network, ceiling_ms)
         if math.isfinite(result.bound):
             near, price = _nearest(look, result), result.price
-    sizes = [len(variable.grid) for variable in network.variables]
-    wide = elimination_order(sizes, network.scopes, network.relations).work(sizes) > pass_work
-    if wide and price is not None and 0.0 < price < math.inf:
+    if price is not None and 0.0 < price < math.inf and wide(network, pass_work):
         for _ in range(_SHIFTS):
             prices = (price / _APART, price * _APART)
             left = thin(network, prices)
@@ -164,26 +166,81 @@ def relax(
     return Relaxed(network, _ALL, oracle, result, work + oracle.elimination.work * (len(result.path) + 2))
 
 
+def wide(network: Network, pass_work: int) -> bool:
+    """Whether one pass over all widths takes more than ``pass_work``."""
+    sizes = _sizes(network)
+    return elimination_order(sizes, network.scopes, network.relations).work(sizes) > pass_work
+
+
+def _look(network: Network, ceiling_ms: float) -> tuple[Network, DualResult, int]:
+    """A few widths of every group, their dual, and the work."""
+    look = sample(network, _SAMPLE_OF_SUMS if network.relations else _SAMPLE)
+    quick = coarse_oracle(look, _QUICK_WORK)
+    result = minimise_dual(quick, ceiling_ms, slack=_slack(quick))
+    return look, result, quick.elimination.work * (len(result.path) + 2)
+
+
+def scout(network: Network, search: Search, ceiling_ms: float) -> tuple[float, list[np.ndarray], int] | None:
+    """A price near the one at which the dual is least, choices that suggest it, and the work; None where none do.
+
+    The choices of a quick look with few widths, improved by local moves at the price at which the highest of their
+    lines is lowest, again and again. All of it is a guess: nothing here is a bound.
+    """
+    _, result, work = _look(network, ceiling_ms)
+    if not (math.isfinite(result.bound) and 0.0 < result.price < math.inf):
+        return None
+    lines = Lines(search, ceiling_ms)
+    for choice in result.path:
+        lines.add(search.indices(choice.widths))
+    price, tried = result.price, set[float]()
+    for _ in range(_SCOUTING):
+        if price in tried:
+            break
+        tried.add(price)
+        new = lines.add(search.polish(lines.best(price)[0], price))
+        if not lines.straddle:
+            return None
+        price, _ = lines.lowest()
+        if not new and any(abs(price - one) <= 1e-3 * price for one in tried):
+            break
+    return (price, lines.points, work) if 0.0 < price < math.inf else None
+
+
 class Sharp:
     """The dual of a network at a price over ever fewer and finer cells.
 
     Attributes:
+        lines: the choices known, which the dual lies above.
+        enough: a bound that need not be made sharper.
         work: table entries of all passes so far.
     """
 
-    def __init__(self, network: Network, search: Search, ceiling_ms: float, pass_work: int) -> None:
+    def __init__(
+        self, network: Network, search: Search, ceiling_ms: float, pass_work: int,
+        left: Network | None = None, prices: tuple[float, float] = (math.inf, -math.inf),
+    ) -> None:  # fmt: skip
+        """``left``: what of the network may be part of the best choice at ``prices``, where that is known."""
         self.network, self.search, self.ceiling_ms, self.pass_work = network, search, ceiling_ms, pass_work
-        self.points: list[np.ndarray] = []
+        self.lines = Lines(search, ceiling_ms)
+        self.enough = -math.inf
         self.work = 0
+        self._left, self._prices = left, prices
+
+    def _at(self, price: float) -> Network:
+        """What of the network may be part of the best choice at a price."""
+        if self._left is None or not self._prices[0] <= price <= self._prices[1]:
+            self._prices = (price / _NARROW, price * _NARROW)
+            self._left = thin(self.network, self._prices)
+        return self._left
 
     def choose(self, price: float) -> tuple[float, Choice]:
         """A lower bound on the least of price * latency - value, without ``constant_ms``, and the best choice known."""
-        network, pass_work = self.network, self.pass_work
-        most, worth, best = math.inf, -math.inf, None
-        for point in self.points:
-            found = self._worth(point, price)
-            if found > worth:
-                worth, best = found, point
+        network, pass_work = self._at(price), self.pass_work
+        most, worth = math.inf, -math.inf
+        best: np.ndarray | None = None
+        if self.lines.points:
+            best, worth = self.lines.best(price)
+        thinned: list[int] | None = None
         for _ in range(_ROUNDS):
             oracle = coarse_oracle(network, pass_work, None if best is None else self.search.widths(best))
             least, choice = oracle.choose(price)
@@ -195,32 +252,29 @@ class Sharp:
             # What was left out is worth less than the best choice known.
             most = min(most, max(worth, price * (self.ceiling_ms - network.constant_ms) - least))
             done = oracle.cells.exact and oracle.network is network
-            if done or not oracle.elimination.exact or most - worth <= _SHARP * abs(most):
+            near = most - worth <= _SHARP * abs(most) or most <= self.enough
+            if done or near or not oracle.elimination.exact:
                 break
             self.work += 4 * oracle.elimination.work
-            left = shrink(network, oracle, price, self.ceiling_ms, worth - _ROUNDING * abs(most), 0.0)
+            left = shrink(network, oracle, price, self.ceiling_ms, worth - _ROUNDING * abs(most), 0.0, thinned)
             if left is None:
                 most = worth
                 break
-            if _widths(left) > 0.9 * _widths(network):
+            thinned = _sizes(left)
+            if _widths(left) > _FEWER * _widths(network):
                 pass_work *= 4
                 if pass_work > 16 * self.pass_work:
                     break
             network = left
         assert best is not None
-        self.points.append(best)
+        self.lines.add(best)
         value, latency_ms = self.search.value(best), self.search.latency_ms(best)
         most += _ROUNDING * abs(most)
         bare = price * (self.ceiling_ms - self.network.constant_ms) - most
         return bare, Choice(price, np.zeros(0, dtype=np.int64), self.search.widths(best), value, latency_ms)
 
-    def minimise(
-        self, start: float, prices: tuple[float, float], enough: Callable[[float, np.ndarray], bool], slack: float
-    ) -> DualResult:
-        """The least of the dual between two prices: at every step where the choices known say that it may lie.
-
-        Every choice k bounds the dual from below by V(k) - price * (T(k) - budget), so the least of the highest of
-        these lines is under the dual's least (J. E. Kelley, Journal of the SIAM 8 (1960)).
+    def minimise(self, start: float, enough: Callable[[float, np.ndarray], bool], slack: float) -> DualResult:
+        """The least of the dual: at every step at the price where the choices known say that it may lie.
 
         Args:
             start: the first price.
@@ -235,48 +289,41 @@ class Sharp:
             found = price * (self.ceiling_ms - self.network.constant_ms) - least
             if found < bound:
                 bound, best_price = found, price
-            if enough(bound, self.points[-1]):
+            if enough(bound, self.search.indices(choice.widths)):
                 break
-            price, under = self._lowest(prices)
+            price, under = self.lines.lowest()
             known = any(abs(price - one.price) <= 1e-6 * price for one in path)
-            if known or bound - under <= slack * abs(bound):
+            if known or not 0.0 < price < math.inf or bound - under <= slack * abs(bound):
                 break
         return DualResult(bound, best_price, tuple(path), -math.inf)
-
-    def _lowest(self, prices: tuple[float, float]) -> tuple[float, float]:
-        """Where between two prices the highest of the lines of all choices known is lowest, and how low."""
-        value = np.array([self.search.value(point) for point in self.points])
-        over_ms = np.array([self.search.latency_ms(point) for point in self.points]) - self.ceiling_ms
-        apart = over_ms[:, None] - over_ms
-        with np.errstate(divide="ignore", invalid="ignore"):
-            crossings = (value[:, None] - value) / apart
-        at = crossings[np.isfinite(crossings) & (crossings > prices[0]) & (crossings < prices[1])]
-        at = np.unique(np.append(at, prices))
-        highest = (value - at[:, None] * over_ms).max(axis=1)
-        lowest = int(np.argmin(highest))
-        return float(at[lowest]), float(highest[lowest])
 
     def _worth(self, point: np.ndarray, price: float) -> float:
         return self.search.value(point) - price * (self.search.latency_ms(point) - self.ceiling_ms)
 
 
+def _sizes(network: Network) -> list[int]:
+    return [len(variable.grid) for variable in network.variables]
+
+
 def _widths(network: Network) -> int:
-    return sum(len(variable.grid) for variable in network.variables)
+    return sum(_sizes(network))
 
 
 def shrink(
-    network: Network, oracle: Oracle, price: float, ceiling_ms: float, above: float, spare: float
-) -> Network | None:
+    network: Network, oracle: Oracle, price: float, ceiling_ms: float, above: float, spare: float,
+    thinned: list[int] | None = None,
+) -> Network | None:  # fmt: skip
     """What is left once whatever cannot be worth ``above`` at the price is gone; None when nothing is.
 
     Args:
         oracle: over cells of ``network``; its plan is exact.
         spare: by how much the most at that price may be over ``above``; 0 where nothing is worth more than ``above``
             but the choices sought themselves.
+        thinned: widths of every variable once dead ends at that price were last left out.
     """
     alive = [reach >= above for reach in oracle.reach(price, ceiling_ms)]
     left = left_of(network, oracle.cells, alive)
-    return None if left is None else thin(left, (price, price), spare)
+    return None if left is None else thin(left, (price, price), spare, thinned)
 
 
 def core(
@@ -290,7 +337,8 @@ def core(
     """
     work = 0
     left: Network | None = thin(network, (price, price), max(0.0, most - above))
-    oracle = None
+    assert left is not None
+    thinned = _sizes(left)
     for _ in range(_ROUNDS):
         assert left is not None
         oracle = coarse_oracle(left, pass_work, near)
@@ -298,10 +346,11 @@ def core(
             return left, oracle, work
         work += 4 * oracle.elimination.work
         before = _widths(left)
-        left = shrink(left, oracle, price, ceiling_ms, above, max(0.0, most - above))
+        left = shrink(left, oracle, price, ceiling_ms, above, max(0.0, most - above), thinned)
         if left is None:
             return None, None, work
-        if _widths(left) > 0.9 * before:
+        thinned = _sizes(left)
+        if _widths(left) > _FEWER * before:
             break
     assert left is not None
     return left, coarse_oracle(left, pass_work, near), work

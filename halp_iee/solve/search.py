@@ -14,6 +14,8 @@ from halp_iee.solve.network import Network
 
 _SWAP_PASSES = 3
 _SWEEPS = 20
+_ROUNDING = 1e-9
+"""Share of a latency that sums in different orders may differ by, with room to spare."""
 Offers = dict[int, tuple[float, int] | None]
 """Group -> (importance a ms, index of the width) of its best move, or None."""
 
@@ -62,6 +64,14 @@ class Search:
         return self.network.constant_ms + sum(
             float(table[tuple(full[v] for v in scope)]) for scope, table in self.network.latencies.items()
         )
+
+    def maybe_within(self, widths: np.ndarray) -> np.ndarray:
+        """Which of many admissible widths, shape (many, groups), the budget holds, but for rounding."""
+        full = self._lookup[self._offsets + widths @ self._members.T - self._first]
+        total = np.full(len(widths), self.network.constant_ms)
+        for scope, table in self.network.latencies.items():
+            total += table[tuple(full[:, v] for v in scope)]
+        return total <= self.allowance_ms * (1.0 + _ROUNDING)
 
     def value(self, point: np.ndarray) -> float:
         return float(sum(values[i] for values, i in zip(self.values, point, strict=True)))

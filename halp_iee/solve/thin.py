@@ -17,27 +17,32 @@ The criterion: R. F. Goldstein, Biophysical Journal 66 (1994), for the side chai
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from halp_iee.solve.network import Network, restrict
 
 _ROUNDS = 6
-_SEEN = (0.0, 0.12, 0.4, 1.0)
+_SEEN = (0.0, 0.2, 1.0)
 """Where among the widths beside a group to look for what might be better."""
-_REACH = (3, 16, 64)
+_REACH = (4, 24)
 """Widths on either side among which the better one is sought, besides all."""
 _SOME = 8
 """Widths beside a group at which a pair is tried before it is at all of them."""
 _AT_ONCE = 1 << 17
 """Entries that are looked at in one go: what stays in the cache."""
+_STRIP = 16
+"""Columns that are turned into rows at a time."""
 _WORTHWHILE = 0.9
 """A group is looked at again once the widths beside it are fewer than this share of what they were."""
 _ROUNDING = 2e-6
 """Share of the largest latency that single precision may be wrong by, with room to spare."""
 
 
-def thin(network: Network, prices: tuple[float, float], spare: float = 0.0) -> Network:
+def thin(
+    network: Network, prices: tuple[float, float], spare: float = 0.0, before: Sequence[int] | None = None
+) -> Network:
     """The network without the dead ends at any price of an interval.
 
     Groups that take part in a sum are left as they are.
@@ -45,8 +50,14 @@ def thin(network: Network, prices: tuple[float, float], spare: float = 0.0) -> N
     Args:
         prices: importance a ms, the least and the most.
         spare: importance that a width must lose more than, to go.
+        before: widths of every variable when this was last done, at the same prices: new dead ends are only where
+            there are fewer widths beside.
     """
-    return restrict(network, _Thinning(network, prices, spare).run())
+    return restrict(network, _Thinning(network, prices, spare).run(before))
+
+
+_Held = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""A table, and which widths its rows and columns are."""
 
 
 class _Thinning:
@@ -62,15 +73,16 @@ class _Thinning:
         self.free = [
             g for g in range(len(network.problem.groups)) if g not in tied and len(self.kept[g]) > 1 and self.scopes[g]
         ]
-        self.largest_ms = {scope: float(np.abs(table).max()) for scope, table in network.latencies.items()}
-        self.tables: dict[tuple[tuple[int, ...], int], np.ndarray] = {}
+        self.largest_ms = {s: max(float(ms.max()), -float(ms.min())) for s, ms in network.latencies.items()}
+        self.tables: dict[tuple[tuple[int, ...], int], _Held] = {}
 
-    def run(self) -> list[np.ndarray]:
-        seen = dict.fromkeys(self.free, math.inf)
+    def run(self, before: Sequence[int] | None = None) -> list[np.ndarray]:
+        seen = {g: math.inf if before is None else self._beside(g, before) for g in self.free}
         for _ in range(_ROUNDS):
             done = True
-            for g in sorted(self.free, key=lambda g: (len(self.kept[g]) * self._beside(g), g)):
-                beside = self._beside(g)
+            left = [len(kept) for kept in self.kept]
+            for g in sorted(self.free, key=lambda g: (left[g] * self._beside(g, left), g)):
+                beside = self._beside(g, [len(kept) for kept in self.kept])
                 if len(self.kept[g]) > 1 and beside < _WORTHWHILE * seen[g]:
                     seen[g] = beside
                     done &= not self._group(g)
@@ -78,27 +90,28 @@ class _Thinning:
                 break
         return self.kept
 
-    def _beside(self, g: int) -> int:
-        """Widths that the layers of a group have on their other sides."""
-        return sum(len(self.kept[v]) for scope in self.scopes[g] for v in scope if v != g) + 1
+    def _beside(self, g: int, sizes: Sequence[int]) -> float:
+        """Widths that the layers of a group have on their other sides, where every variable has ``sizes``."""
+        return sum(sizes[v] for scope in self.scopes[g] for v in scope if v != g) + 1.0
 
     def _table(self, scope: tuple[int, ...], g: int) -> np.ndarray:
         """Latency in ms by the widths of ``g`` and of what is beside it."""
         if len(scope) == 1:
             return self.network.latencies[scope][self.kept[g], None].astype(np.float32)
         axis = scope.index(g)
-        key = (scope, axis)
-        sizes = (len(self.kept[g]), len(self.kept[scope[1 - axis]]))
-        known = self.tables.get(key)
-        if known is None or known.shape != sizes:
+        own, beside = self.kept[g], self.kept[scope[1 - axis]]
+        held = self.tables.get((scope, axis))
+        if held is None:
             other = self.tables.get((scope, 1 - axis))
-            if other is None or other.shape != sizes[::-1]:
+            if other is None:
                 table = self.network.latencies[scope]
-                if table.shape != tuple(len(self.kept[v]) for v in scope):
-                    table = table[np.ix_(*(self.kept[v] for v in scope))]
-                other = table if axis == 1 else table.T
-            self.tables[key] = np.ascontiguousarray(other.T, dtype=np.float32)
-        return self.tables[key]
+                rows, columns = (np.arange(size) for size in table.shape)
+                other = (table, rows, columns) if axis == 1 else (table.T, columns, rows)
+            # What has gone already need not be turned round.
+            table, rows, columns = _only(other, beside, own)
+            held = (_turned(table), columns, rows)
+        kept = self.tables[(scope, axis)] = _only(held, own, beside)
+        return kept[0]
 
     def _group(self, g: int) -> bool:
         """Take the dead ends of one group away; whether there were any."""
@@ -107,7 +120,7 @@ class _Thinning:
         needed = self.spare + _ROUNDING * self.prices[1] * sum(self.largest_ms[scope] for scope in self.scopes[g])
         some = np.stack([table[:, np.linspace(0, table.shape[1] - 1, _SOME).astype(int)].T for table in tables], axis=1)
         better = self._better(tables, values)
-        slower = np.stack([(some[..., other] - some).max(axis=0).sum(axis=0) for other in better])
+        slower = np.stack([_slower_at_some(some, other) for other in better])
         promised = self._worth(values[better] - values, slower)
         dead = np.zeros(len(values), dtype=bool)
         every = np.arange(len(values))
@@ -146,6 +159,38 @@ def _best_after(worth: np.ndarray, reach: int) -> np.ndarray:
     padded = np.concatenate([worth, np.full((len(worth), reach), -np.inf)], axis=1)
     windows = np.lib.stride_tricks.sliding_window_view(padded, reach + 1, axis=1)
     return windows.argmax(axis=2) + np.arange(worth.shape[1])
+
+
+def _only(held: _Held, own: np.ndarray, beside: np.ndarray) -> _Held:
+    """The same table with only some of its rows and columns."""
+    table, rows, columns = held
+    if len(own) < len(rows):
+        table = table.take(np.searchsorted(rows, own), axis=0)
+    if len(beside) < len(columns):
+        table = table.take(np.searchsorted(columns, beside), axis=1)
+    return table, own, beside
+
+
+def _turned(table: np.ndarray) -> np.ndarray:
+    """The transposed table in single precision, made strip by strip so that both sides stay in the cache."""
+    turned = np.empty(table.shape[::-1], dtype=np.float32)
+    if table.flags.f_contiguous:
+        turned[...] = table.T
+        return turned
+    for first in range(0, table.shape[1], _STRIP):
+        turned[first : first + _STRIP] = table[:, first : first + _STRIP].T
+    return turned
+
+
+def _slower_at_some(some: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """By how many ms ``other`` is slower than every width, at the worst of some widths beside it.
+
+    Args:
+        some: ms, shape (widths beside, tables, widths).
+    """
+    apart = some.take(other, axis=2)
+    apart -= some
+    return apart.max(axis=0).sum(axis=0)
 
 
 def _most_slower(table: np.ndarray, at: np.ndarray, other: np.ndarray) -> np.ndarray:

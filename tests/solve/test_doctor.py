@@ -17,8 +17,13 @@ from halp_iee.doctor.words import sentences
 from halp_iee.errors import ArtifactError
 from halp_iee.graph.records import ChannelGroup, Width
 from halp_iee.latency import LatencyModel
-from halp_iee.latency.profile import profile_network
+from halp_iee.latency.profile import missing_from, profile_network
 from halp_iee.measure.flops import count
+from halp_iee.progress import Silent
+from halp_iee.run import stages
+from halp_iee.run.job import DeviceChoice, Job
+from halp_iee.run.target import Target
+from halp_iee.train.recipe import Recipe
 from halp_profiler.devices import find
 from halp_profiler.kernel import Kernel
 from tests.solve.fakes import TableCost
@@ -132,6 +137,9 @@ def test_a_diagnosis_is_plain_json_and_its_page_loads_nothing(real, tmp_path):
     page = write_diagnosis(tmp_path / "d.html", "net", found, {"a.0": [1.0, 2.0]}).read_text()
     assert "http" not in page.replace("http-equiv", "")
     assert "x<script>" not in page
+    before, bars = page.split('<div class="row">', 1)
+    assert before.endswith('<div class="rows">')  # the grid without which the bars have no width
+    assert bars.count('<div class="row">') == min(40, len(found.layers)) - 1
     rows = [
         {"latency_ms": 1.0, "importance": 0.2, "gap": 0.0},
         {"latency_ms": 2.0, "importance": 1.0, "gap": 0.01},
@@ -154,6 +162,24 @@ def test_the_command_says_it_in_words_in_json_and_in_a_picture(tmp_path, capsys,
     assert "under the floor" in capsys.readouterr().out
     assert run([*base, "--importance", "taylor_bn"]) == 2
     assert "magnitude" in capsys.readouterr().err
+
+
+def test_a_frontier_on_two_tables_says_what_every_point_takes_on_both(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    large = tmp_path / "large.jsonl"
+    base = ["--model", "resnet20", "--gpu", "titanv", "--width-step", "8"]
+    assert run(["profile", *base[:-2], "--batch", "64", "--out", str(large)]) == 0
+    page = tmp_path / "f.html"
+    both = ["frontier", *base, "--points", "3", "--also", f"{large}=0.5", "--html", str(page)]
+    capsys.readouterr()
+    assert run([*both, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    ((label, held_ms),) = document["also"].items()
+    assert label == f"{large}=0.5"
+    assert all(0.0 < point["also_ms"][label] <= held_ms * (1 + 1e-9) for point in document["points"])
+    assert f"within {held_ms:.4g} ms on" in page.read_text()
+    assert run(["frontier", *base, "--also", "nothing-of-that-name=0.5"]) != 0
+    assert "nothing-of-that-name" in capsys.readouterr().err
 
 
 def test_the_macs_that_pruning_by_macs_must_leave_are_those_of_a_network_that_meets_the_target(real):
@@ -187,4 +213,18 @@ def test_a_table_that_lacks_kernels_is_completed_in_a_copy_and_stays_as_it_was(t
     assert run(["frontier", *other, "--points", "2"]) == 0
     assert table.read_bytes() == before
     assert list((tmp_path / "cache").rglob("mine-with-*.jsonl")) == copies
+    # A run of prune or train reads its table here.
+    device = DeviceChoice(name="titanv", table=str(table))
+    job = Job("vgg11_bn", None, Recipe(), Target(0.9, "fraction"), "one-shot", device, input_shape=(3, 32, 32))
+    network = stages.network(job)
+    used = stages.table(job, network, Silent())
+    assert used.path == copies[0]
+    assert not missing_from(used.table, network.graph)
+    assert table.read_bytes() == before
     capsys.readouterr()
+    # One for another device is refused by its name, before anything is written.
+    assert run(["frontier", *other[:-4], "--gpu", "a100", "--table", str(table)]) == 1
+    said = capsys.readouterr().err
+    assert str(table) in said
+    assert "its device is" in said
+    assert list((tmp_path / "cache").rglob("mine-with-*.jsonl")) == copies

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from halp_iee.errors import TargetError, UsageError
-from halp_iee.solve import solve_all, solve_latency
+from halp_iee.solve import frontier_all, solve_all, solve_latency
 from tests.solve.fakes import TableCost, TableLayer, every_choice, make_table, random_cost, random_importance
 
 
@@ -64,6 +64,33 @@ def test_one_network_holds_two_budgets_and_its_bound_is_never_under_the_optimum(
         assert answer.value <= max(both) + 1e-9
         shares.append(answer.value / max(both))
     assert np.mean(shares) > 0.97
+
+
+def test_every_point_of_a_frontier_holds_the_further_budget_and_no_bound_is_under_the_optimum():
+    points = 0
+    for seed in range(40):
+        rng, cost, importance = question(seed)
+        other = other_device(rng, cost)
+        other_ms = rng.uniform(0.5, 0.95) * other.dense_ms
+        choices = [(v, t) for w, v, t in every_choice(cost, importance) if other.predict(w) <= other_ms]
+        if not choices:
+            with pytest.raises(TargetError):
+                frontier_all(cost, {"there": (other, other_ms)}, importance, 4)
+            continue
+        found = frontier_all(cost, {"there": (other, other_ms)}, importance, 4)
+        points += len(found)
+        assert [a.value for a, _ in found] == sorted(a.value for a, _ in found)
+        for answer, spent in found:
+            assert answer.latency_ms == pytest.approx(cost.predict(answer.widths))
+            assert answer.latency_ms <= answer.budget_ms * (1 + 1e-9)
+            assert spent == {"there": pytest.approx(other.predict(answer.widths))}
+            assert spent["there"] <= other_ms * (1 + 1e-9)
+            best = max((v for v, t in choices if t <= answer.budget_ms), default=0.0)
+            assert answer.bound >= best - 1e-9
+            assert answer.value <= best + 1e-9
+        # The last point has no budget left that holds it off.
+        assert found[-1][0].bound >= max(v for v, _ in choices) - 1e-9
+    assert points > 60
 
 
 def test_one_budget_alone_is_the_plain_question():

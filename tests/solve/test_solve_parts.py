@@ -216,3 +216,27 @@ def test_the_frontier_rises_and_holds_every_budget():
         assert answers[-1].value == pytest.approx(sum(score.sum() for score in importance.values()))
     with pytest.raises(UsageError, match="points"):
         frontier(cost, importance, 0)
+
+
+@pytest.mark.parametrize("settled", [0, 1, 2])
+def test_a_hub_of_more_layers_than_an_array_has_axes_is_solved(settled):
+    # What has one width left is an axis of length one: a hundred of them are one too many for an array.
+    rng = np.random.default_rng(settled)
+    sizes = {"hub": 4, **{f"spoke{i}": 3 for i in range(100)}}
+
+    def alone(name):
+        return Width(((name, sizes[name], 1),))
+
+    layers = tuple(
+        TableLayer(name, alone("hub"), alone(name), np.outer(np.arange(5) + 0.5, np.arange(4)) * rng.uniform(0.5, 1.5))
+        for name in sizes
+        if name != "hub"
+    )
+    cost = TableCost(layers, 0.1, sizes)
+    scores = random_importance(rng, sizes)
+    held = {name: 2 for name in sizes if name != "hub"} | ({} if settled == 1 else {"hub": 3})
+    limits = {} if settled == 2 else {"min_units": held, "max_units": held}
+    answer = solve(cost, scores, (0.9 if settled != 0 else 0.7) * cost.dense_ms, **limits)
+    if settled == 0:
+        assert answer.widths == held
+    assert answer.gap <= 5e-4

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from halp_iee.solve import build, joint, relax
-from halp_iee.solve.network import compile_network
+from halp_iee.solve.network import compile_network, restrict
 from halp_iee.solve.relax import Sharp, core
 from halp_iee.solve.search import Search
 from halp_iee.solve.thin import thin
@@ -78,6 +78,31 @@ def test_a_sharp_dual_is_never_under_the_true_one_and_equal_to_it_where_tables_a
     assert equal >= often
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**31), st.lists(st.floats(0.0, 1.0), min_size=1, max_size=4))
+def test_leaving_dead_ends_out_again_only_where_it_matters_leaves_all_that_is_best(seed, shares):
+    rng, problem, network, choices = question(seed)
+    price = float(rng.uniform(0.3, 3.0)) * choices[-1][1] / choices[-1][2]
+    worth = [value - price * (ms - problem.ceiling_ms) for _, value, ms in choices]
+    best = max(worth)
+    left = thin(network, (price, price), 0.0)
+    for share in shares:
+        # What some other argument rules out, always something that no best choice needs.
+        needed = [widths for (widths, _, _), one in zip(choices, worth, strict=True) if one >= best - 1e-9 * abs(best)]
+        before = [len(variable.grid) for variable in left.variables]
+        kept = [np.arange(size) for size in before]
+        for g in range(len(problem.groups)):
+            if g not in left.in_relations:
+                must = np.isin(left.variables[g].grid, [int(widths[g]) for widths in needed])
+                kept[g] = np.flatnonzero(must | (rng.random(before[g]) < share))
+        if any(len(index) == 0 for index in kept):
+            return  # of equally good choices another one is left
+        left = thin(restrict(left, kept), (price, price), 0.0, before)
+        again = thin(left, (price, price), 0.0)
+        assert any(holds(left, widths) for widths in needed)
+        assert any(holds(again, widths) for widths in needed)
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 2**31), st.floats(0.2, 0.95), st.sampled_from([20, 300]))
 def test_what_is_better_than_an_answer_is_never_left_out(seed, share, work):
@@ -102,7 +127,8 @@ def test_problems_that_are_too_wide_for_one_table_end_in_the_optimum(monkeypatch
         monkeypatch.setattr(module, name, 12)
     monkeypatch.setattr(joint, "_FIRST_SUM_WORK", 30)
     monkeypatch.setattr(joint, "_SUM_WORK", 30)
-    answered = 0
+    answered, guessed = 0, []
+    monkeypatch.setattr(joint, "scout", lambda *asked: guessed.append(relax.scout(*asked)) or guessed[-1])
     for seed in range(80):
         rng, problem, _, choices = question(seed, float(np.random.default_rng(seed).uniform(0.2, 0.95)))
         best = max((value for _, value, ms in choices if ms <= problem.budget_ms), default=None)
@@ -114,3 +140,4 @@ def test_problems_that_are_too_wide_for_one_table_end_in_the_optimum(monkeypatch
         assert found.value == pytest.approx(best)
         answered += 1
     assert answered > 40
+    assert sum(guess is not None for guess in guessed) >= 5
