@@ -5,9 +5,10 @@
 
 Both take the same fresh network with random weights and the same example input, and remove half of everything that
 they find prunable: here `halp_iee.trace` and `ChannelGraph.slim`, with its proof (the masked and the slim network run
-on the example input and on random ones) and without; there `MagnitudePruner` and its `step`. Each run is a process of
-its own, forked after everything is imported and both have pruned one tiny network, with one thread; which of the two
-comes first alternates. The median of the runs is told. Needs torchvision and torch-pruning.
+on the example input and on random ones, of half the height and width where the network takes them) and without; there
+`MagnitudePruner` and its `step`. Each run is a process of its own, forked after everything is imported and both have
+pruned one tiny network, with one thread; which of the two comes first alternates. The median of the runs is told. Needs
+torchvision and torch-pruning.
 """
 
 from __future__ import annotations

@@ -51,7 +51,8 @@ class Capture:
         sites: position of a call -> the place of the statistic that it belongs to (see `live`).
         tensors: value id of each parameter and buffer -> all its qualified names.
         literals: numbers that the network turned into tensors, in order.
-        sized: whether a function ran that may be told a size or tell one.
+        sized: whether a function ran that may be told a size, which may then fit by chance.
+        plain: whether all that ran are layers of the library and functions that neither are told a size nor tell one.
         outputs: value ids of the tensors that the network returned.
         fake: whether it ran on fake tensors.
         first: index of the first call, so that two captures of one network can be told apart.
@@ -68,6 +69,7 @@ class Capture:
     tensors: dict[int, tuple[str, ...]] = field(default_factory=dict)
     literals: list[Any] = field(default_factory=list)
     sized: bool = False
+    plain: bool = True
     outputs: tuple[int, ...] = ()
     fake: bool = True
     first: int = 0

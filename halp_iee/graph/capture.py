@@ -37,11 +37,12 @@ from halp_iee.slim.attention import loosen
 def own_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The network's parameters and buffers by name for one run, whose writes to buffers stay out of the network."""
     aliases: dict[int, Tensor] = {}
-    for parameter in model.parameters():
-        aliases[id(parameter)] = shadow_of(parameter)
-    for buffer in model.buffers():
-        aliases[id(buffer)] = buffer.detach().clone()
-    return {name: aliases[id(tensor)] for name, tensor in named_tensors(model).items()}
+    named = named_tensors(model)
+    for tensor in named.values():
+        if id(tensor) not in aliases:
+            is_parameter = isinstance(tensor, nn.Parameter)
+            aliases[id(tensor)] = shadow_of(tensor) if is_parameter else tensor.detach().clone()
+    return {name: aliases[id(tensor)] for name, tensor in named.items()}
 
 
 def run(
@@ -100,8 +101,12 @@ def capture_model(
     *,
     training: bool = False,
     first: int = 0,
+    data: bool = True,
 ) -> Capture:
     """Record one forward pass: on shadows where the network allows it, else on real data.
+
+    Args:
+        data: whether real data are allowed.
 
     Raises:
         GraphError: the network does not run on these inputs.
@@ -118,17 +123,22 @@ def capture_model(
     try:
         inputs, named_inputs = map_tensors((args, dict(kwargs)), shadow_of)
         return run(_protected(model), inputs, named_inputs, own, shadows=True, training=training, first=first)
-    except Exception:  # anything may go wrong without data; the run with data decides
-        pass
+    except Exception as error:  # anything may go wrong without data; the run with data decides
+        if not data:
+            raise _failed(error) from error
     own, copied = own_tensors(model), _protected(model)
     try:
         return run(copied, *copy.deepcopy((args, dict(kwargs))), own, shadows=False, training=training, first=first)
     except Exception as error:
-        raise GraphError(
-            "The network cannot be traced",
-            f"its forward pass failed with {type(error).__name__}: {first_line(error)}",
-            "Pass example inputs with which model(*example_inputs) runs in eval mode",
-        ) from error
+        raise _failed(error) from error
+
+
+def _failed(error: Exception) -> GraphError:
+    return GraphError(
+        "The network cannot be traced",
+        f"its forward pass failed with {type(error).__name__}: {first_line(error)}",
+        "Pass example inputs with which model(*example_inputs) runs in eval mode",
+    )
 
 
 def _protected(model: nn.Module) -> nn.Module:

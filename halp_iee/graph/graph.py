@@ -23,7 +23,14 @@ from halp_iee.graph.keep import checked
 from halp_iee.graph.labels import Labels
 from halp_iee.graph.masking import zeroed, zeroed_copy
 from halp_iee.graph.records import ChannelGroup, Keep, Op
-from halp_iee.graph.sandbox import map_tensors, named_tensors, parameter_names, tensors_in, without_collection
+from halp_iee.graph.sandbox import (
+    first_line,
+    map_tensors,
+    named_tensors,
+    parameter_names,
+    tensors_in,
+    without_collection,
+)
 from halp_iee.graph.structure import find_structure
 
 
@@ -198,19 +205,23 @@ def _in_training(model: nn.Module, capture: Capture, args: Any, kwargs: Any) -> 
     unused = unused_parameters(model, capture)
     if not unused:
         return [], ()
-    first = len(capture.calls) + 1
-    try:
-        return [capture_model(model, args, kwargs, training=True, first=first)], ()
-    except GraphError as error:
-        with contextlib.suppress(GraphError, RuntimeError):  # one example is too few for a batch norm that trains
-            twice, named_twice = map_tensors((args, kwargs), lambda one: torch.cat([one, one]) if one.ndim else one)
-            return [capture_model(model, twice, named_twice, training=True, first=first)], ()
-        named = f"{', '.join(unused[:3])} and {len(unused) - 3} more" if len(unused) > 3 else ", ".join(unused)
-        note = (
-            f"{named}: not used in eval mode, and in train mode {error.why}; it stays whole, and may not fit the "
-            f"slim network where it is used"
-        )
-        return [], (note,)
+    first, why = len(capture.calls) + 1, ""
+    given = [(args, kwargs)]
+    with contextlib.suppress(RuntimeError):  # one example is too few for a batch norm that trains
+        given.append(map_tensors((args, kwargs), lambda one: torch.cat([one, one]) if one.ndim else one))
+    for data in (False, True):  # shapes alone are quick, also for twice the examples
+        for some, named_some in given:
+            try:
+                return [capture_model(model, some, named_some, training=True, first=first, data=data)], ()
+            except (GraphError, RuntimeError) as error:
+                if data and not why:
+                    why = error.why if isinstance(error, GraphError) else first_line(error)
+    named = f"{', '.join(unused[:3])} and {len(unused) - 3} more" if len(unused) > 3 else ", ".join(unused)
+    note = (
+        f"{named}: not used in eval mode, and in train mode {why}; it stays whole, and may not fit the "
+        f"slim network where it is used"
+    )
+    return [], (note,)
 
 
 def _foreign(model: nn.Module, captures: Sequence[Capture]) -> tuple[str, ...]:

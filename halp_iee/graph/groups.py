@@ -210,14 +210,13 @@ def form(labels: Sequence[Labels], model: nn.Module, channel_axes: Sequence[np.n
     units = np.flatnonzero(made < never)
     units = units[np.argsort(order[units], kind="stable")]
     group_of, unit_of = np.full(count, -1), np.full(count, -1)
-    numbers: dict[int, int] = {}
-    members: list[list[int]] = []
-    for unit in units.tolist():
-        number = numbers.setdefault(int(signature[unit]), len(numbers))
-        if number == len(members):
-            members.append([])
-        group_of[unit], unit_of[unit] = number, len(members[number])
-        members[number].append(unit)
+    # Groups are numbered by their first unit.
+    _, begins, inverse = np.unique(signature[units], return_index=True, return_inverse=True)
+    group_of[units] = np.argsort(np.argsort(begins))[inverse]
+    grouped = units[np.argsort(group_of[units], kind="stable")]
+    starts = np.searchsorted(group_of[grouped], np.arange(len(begins)))
+    unit_of[grouped] = np.arange(len(grouped)) - starts[group_of[grouped]]
+    members = np.split(grouped, starts[1:]) if len(grouped) else []
 
     structure = Structure((), classes, group_of, unit_of, {}, tuple(names for names, _ in tensors))
     alike: dict[bytes, tuple[AxisUnits | None, list[int]]] = {}

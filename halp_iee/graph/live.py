@@ -40,12 +40,17 @@ class ModuleStack:
 
     def __init__(self, model: nn.Module) -> None:
         self._names = {id(module): name for name, module in reversed(walk(model))}
-        self._stack: list[tuple[int, str]] = []
+        self._stack: list[tuple[nn.Module, str]] = []
         self._counts: list[int] = []
 
     @property
     def current(self) -> str:
         return self._stack[-1][1] if self._stack else ""
+
+    @property
+    def of_library(self) -> bool:
+        """Whether the running module is of a class of the library's own, whose numbers follow its weights."""
+        return bool(self._stack) and type(self._stack[-1][0]).__module__.startswith("torch.nn.modules.")
 
     def next_site(self) -> Site | None:
         """The place of the statistic that runs now; every call counts one."""
@@ -57,15 +62,15 @@ class ModuleStack:
     def _enter(self, module: nn.Module, _args: Any) -> None:
         name = self._names.get(id(module))
         if name is not None:
-            self._stack.append((id(module), name))
+            self._stack.append((module, name))
             self._counts.append(0)
 
     def _leave(self, module: nn.Module, _args: Any, _result: Any) -> None:
         # On an exception this is not called: the stack then tells where it happened.
         # A network that catches the exception itself leaves entries to be dropped here.
-        while any(entry == id(module) for entry, _ in self._stack):
+        while any(entry is module for entry, _ in reversed(self._stack)):
             self._counts.pop()
-            if self._stack.pop()[0] == id(module):
+            if self._stack.pop()[0] is module:
                 return
 
     @contextlib.contextmanager

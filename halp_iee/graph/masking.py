@@ -201,8 +201,7 @@ def zeroed_copy(
     made: dict[str, Tensor] = {}
     with torch.no_grad():
         for name, parameter, gone in _removals(model, structure, positions, full_shapes):
-            cleared = torch.where(gone, parameter.new_zeros(()), parameter)
-            made[name] = nn.Parameter(cleared, parameter.requires_grad)
+            made[name] = nn.Parameter(torch.where(gone, parameter.new_zeros(()), parameter), parameter.requires_grad)
     copied = skeleton(model, made)
     with _live(structure, positions, made), _statistics(copied, sites):
         yield copied

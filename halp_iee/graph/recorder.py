@@ -85,6 +85,7 @@ class Recorder(TorchDispatchMode):
         self.paused = False
         self.inputs: frozenset[int] = frozenset()  # values that are the network's inputs
         self.told: tuple[Any, ...] = ()  # the arguments of the Python-level function that is running
+        self.inside = False  # whether one is running
 
     @property
     def position(self) -> int:
@@ -190,6 +191,8 @@ class Recorder(TorchDispatchMode):
         returned = result if isinstance(result, (list, tuple)) else (result,)
         if not any(isinstance(item, Tensor) for item in returned):
             return
+        if not self.inside:  # compiled code, whose functions nobody sees
+            capture.sized, capture.plain = True, False
         refs = [ref.id for value in bound.values() for ref in refs_in(value)]
         active = any(capture.active[value] for value in refs)
         sources: tuple[str, ...] = ()
@@ -270,6 +273,16 @@ SIZELESS = frozenset(
 )  # fmt: skip
 """Functions that are told no sizes of tensors but strides, kernels and axes, and tell none."""
 
+NUMBERED = frozenset(
+    {
+        *(getattr(torch, name) for name in (
+            "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+        )),
+        nn.functional.layer_norm, nn.functional.group_norm,
+    }
+)  # fmt: skip
+"""Those of `SIZELESS` that are told a number of groups, or a size that their weight has too."""
+
 
 def name_of(func: Any) -> str:
     """A function's name, the same in every run."""
@@ -289,13 +302,19 @@ class Functions(TorchFunctionMode):
         recorder = self.recorder
         begin = recorder.position
         name = WHOLE.get(func)
-        if func not in SIZELESS and not (func in SHAPES and recorder.value_of(args[0]) in recorder.inputs):
-            recorder.capture.sized = True
+        if func in SHAPES:
+            # What tells a size alone cannot fit by chance: another number comes out.
+            recorder.capture.plain &= recorder.value_of(args[0]) in recorder.inputs
+        elif func not in SIZELESS:
+            recorder.capture.sized, recorder.capture.plain = True, False
+        elif func in NUMBERED and not recorder.modules.of_library:
+            recorder.capture.plain = False
         if recorder.shadows is not None and func in READS and recorder.shadows.holds(args[0]):
             raise LooksAtDataError(f"{func.__name__} hands out a tensor's memory")
         if func in LITERALS and args and isinstance(args[0], (int, float, list, tuple)) and not recorder.paused:
             recorder.literal(args[0])
         outer, recorder.told = recorder.told, (*args, *kwargs.values()) if kwargs else args
+        recorder.inside, within = True, recorder.inside
         site = recorder.modules.next_site() if func in STATISTICS else None
         try:
             if name is not None and not recorder.paused:
@@ -307,7 +326,7 @@ class Functions(TorchFunctionMode):
         except Exception as error:
             return recorder.rescue(begin, error, func, args, kwargs or {})
         finally:
-            recorder.told = outer
+            recorder.told, recorder.inside = outer, within
         if recorder.position > begin:
             if site is not None:
                 recorder.capture.sites.update(dict.fromkeys(range(begin, recorder.position), site))

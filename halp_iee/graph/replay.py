@@ -65,9 +65,13 @@ class Replayer(Recorder):
         self.failures: list[Failure] = []
         self._ahead = 0
         self._twins = Identities()  # the value of the full network's run
-        # An auxiliary output that nothing reads (saved statistics) may have any size.
+        # An auxiliary output that nothing reads (saved statistics) may have any size. A view in a branch that leads
+        # nowhere may not: at some other size it would fail.
         live = full.live()
         self._read = {ref.id for index in live for ref in full.calls[index].refs} | set(full.outputs)
+        told = [call for call in full.calls if not SHAPE_ARGUMENTS.isdisjoint(call.args)]
+        made = {value for call in told for value in call.outputs if value is not None}
+        self._read |= {value for value in made if shapes[value] != full.shapes[value]}
 
     @property
     def position(self) -> int:

@@ -105,7 +105,9 @@ def training_flags(model: nn.Module, training: bool) -> Iterator[None]:
 @contextlib.contextmanager
 def steady_randomness(model: nn.Module) -> Iterator[None]:
     """Leave the random generators as they were."""
-    devices = {tensor.device for tensor in named_tensors(model).values() if tensor.device.type == "cuda"}
+    devices: set[torch.device] = set()
+    if torch.cuda.is_initialized():
+        devices = {tensor.device for tensor in named_tensors(model).values() if tensor.device.type == "cuda"}
     with torch.random.fork_rng(devices=sorted(device.index or 0 for device in devices)):
         yield
 

@@ -261,7 +261,7 @@ def find_structure(
     search = Search(model, captures)
     for _ in range(MOST_ROUNDS):
         search.label()
-        for seed in trial_seeds(search.structure, captures[0].sized):
+        for seed in trial_seeds(search.structure, captures[0]):
             search.shapes = {}
             failures = attempt(model, args, kwargs, search.structure, search.labels[0], seed, search.shapes)
             if failures:

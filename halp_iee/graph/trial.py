@@ -87,17 +87,16 @@ def sample_keep(structure: Structure, seed: int, trials: int = len(SEEDS)) -> di
     return keep
 
 
-def trial_seeds(structure: Structure, sized: bool) -> tuple[int, ...]:
+def trial_seeds(structure: Structure, capture: Capture) -> tuple[int, ...]:
     """The trials that a network needs.
 
-    The second one is for sizes that fit in the first by chance, of which there are none where no function is told one
-    or tells one; the last one tells groups of few units apart.
-
-    Args:
-        sized: as in `Capture`.
+    None where nothing could be hard-coded. The second one is for sizes that fit in the first by chance, of which there
+    are none where no function is told one; the last one tells groups of few units apart.
     """
+    if capture.plain:
+        return ()
     few = any(group.prunable and group.size <= FEW for group in structure.groups)
-    return SEEDS[:1] if not sized else SEEDS if few else SEEDS[:2]
+    return SEEDS[:1] if not capture.sized else SEEDS if few else SEEDS[:2]
 
 
 def unlike_outputs(full: Capture, slim: Capture, structure: Structure, keep: Mapping[str, np.ndarray]) -> list[Failure]:
@@ -136,7 +135,7 @@ def attempt(
     shapes_out: dict[int, tuple[int, ...]] | None = None,
 ) -> list[Failure]:
     """Run the slim network once and list where it differs from what the labels say."""
-    keep = sample_keep(structure, seed, len(trial_seeds(structure, labels.capture.sized)))
+    keep = sample_keep(structure, seed, len(trial_seeds(structure, labels.capture)))
     if not keep:
         return []
     full = labels.capture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from halp_iee.errors import GraphError
 from halp_iee.graph.compare import Difference, first_difference
-from halp_iee.graph.copies import duplicate, forget
+from halp_iee.graph.copies import duplicate, forget, skeleton
 from halp_iee.graph.sandbox import (
     first_line,
     map_tensors,
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 """Largest difference allowed, relative to the largest entry of the output."""
+
+STRIDE = 32
+"""Most networks on images ask for heights and widths that are multiples of this, or of a part of it."""
 
 RECIPE = "halp_recipe"
 
@@ -88,14 +92,21 @@ def cut(graph: ChannelGraph, keep: Mapping[str, np.ndarray], full: nn.Module) ->
     return forget(small)
 
 
-def random_like(value: Any) -> Any:
-    """The same inputs with other numbers: floats are drawn anew, integers and masks stay."""
+def random_like(value: Any, *, smaller: bool = False) -> Any:
+    """The same inputs with other numbers: floats are drawn anew, integers and masks stay.
+
+    Args:
+        smaller: whether images are to have half the height and width, rounded up to a multiple of `STRIDE`.
+    """
     generator = torch.Generator().manual_seed(20240229)
 
     def draw(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
             return tensor
-        drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float32)
+        shape = tuple(tensor.shape)
+        if smaller and len(shape) > 3 and min(shape[-2:]) > 2 * STRIDE:
+            shape = (*shape[:-2], *(math.ceil(size / 2 / STRIDE) * STRIDE for size in shape[-2:]))
+        drawn = torch.randn(shape, generator=generator, dtype=torch.float32)
         return drawn.to(device=tensor.device, dtype=tensor.dtype)
 
     return map_tensors(value, draw)
@@ -104,7 +115,7 @@ def random_like(value: Any) -> Any:
 def outputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
     """What a network returns in eval mode, as a flat list of tensors; buffers are put back."""
     held = [(module, name, buffer) for module in modules_of(model) for name, buffer in module._buffers.items()]
-    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    before = [(buffer, buffer.clone()) for buffer in {id(b): b for _, _, b in held if b is not None}.values()]
     own_args, own_kwargs = map_tensors((args, dict(kwargs)), torch.clone)
     try:
         with training_flags(model, False), steady_randomness(model), torch.no_grad():
@@ -147,47 +158,87 @@ def disagreement(one: list[Tensor], two: list[Tensor]) -> float:
 def prove(graph: ChannelGraph, keep: Mapping[str, np.ndarray], small: nn.Module, full: nn.Module) -> None:
     """Masked and slim must agree on the example inputs and on random ones, in eval mode.
 
+    The random images are smaller than those of the example, which is quicker and shows that the slim network takes
+    images of another size where the full one does. Where it does not, or where the two do not agree on them, the random
+    inputs have the sizes of the example. The slim network itself is not run: what a run leaves behind in a module's
+    attributes would go with it.
+
     Raises:
         GraphError: they do not; the groups to blame are named.
     """
-    cases = [("the example inputs", graph.example_inputs), ("random inputs", random_like(graph.example_inputs))]
-    expected: list[list[Tensor] | None] = []
+    example, alike = graph.example_inputs, random_like(graph.example_inputs)
+    other = random_like(graph.example_inputs, smaller=True)
+    if [t.shape for t in tensors_in(other)] == [t.shape for t in tensors_in(alike)]:
+        other = None
+    elsewhere, expected = None, None
     with graph.masked_copy(keep, full) as shell:  # what the masked network leaves in attributes is not the network's
-        for what, (one_args, one_kwargs) in cases:
-            try:
-                expected.append(outputs(shell, one_args, one_kwargs))
-            except Exception as error:
-                if what == "random inputs":
-                    expected.append(None)  # not every network takes any numbers
-                    continue
-                raise GraphError(
-                    "The network cannot be slimmed",
-                    f"masked, its forward pass failed with {type(error).__name__}: {first_line(error)}",
-                    "Check that model(*example_inputs) runs in eval mode",
-                ) from error
-    for (what, (one_args, one_kwargs)), wanted in zip(cases, expected, strict=True):
-        if wanted is None:
-            continue
         try:
-            got = outputs(small, one_args, one_kwargs)
+            wanted = outputs(shell, *example)
         except Exception as error:
             raise GraphError(
                 "The network cannot be slimmed",
-                f"the slim network failed with {type(error).__name__}: {first_line(error)}"
-                f"{_place(graph, keep, small, full, (one_args, one_kwargs))}",
-                "Leave these groups out of the selection",
+                f"masked, its forward pass failed with {type(error).__name__}: {first_line(error)}",
+                "Check that model(*example_inputs) runs in eval mode",
             ) from error
-        if disagreement(wanted, got) <= 1 or _agree_in_double(graph, keep, small, full, one_args, one_kwargs):
-            continue
-        found = _difference(graph, keep, small, full, (one_args, one_kwargs))
-        if found is not None and found.decision:
-            continue  # everything up to a decision agrees; it fell the other way by rounding
+        if other is not None:
+            elsewhere = _tried(shell, other)
+        if elsewhere is None:
+            expected = _tried(shell, alike)
+    twin = skeleton(small)
+    _hold(graph, keep, twin, full, "the example inputs", example, wanted)
+    if elsewhere is not None:
+        got = _tried(twin, other)
+        if got is not None and disagreement(elsewhere, got) <= 1:
+            return
+        with graph.masked_copy(keep, full) as shell:
+            expected = _tried(shell, alike)
+    if expected is not None:  # not every network takes any numbers
+        _hold(graph, keep, twin, full, "random inputs", alike, expected)
+
+
+def _tried(model: nn.Module, inputs: tuple[Any, Any]) -> list[Tensor] | None:
+    """What a network returns; None if it fails or returns nothing."""
+    try:
+        made = outputs(model, *inputs)
+    except Exception:  # whatever a network raises on inputs that it was not made for
+        return None
+    return made if any(tensor.numel() for tensor in made) else None
+
+
+def _hold(
+    graph: ChannelGraph,
+    keep: Mapping[str, np.ndarray],
+    small: nn.Module,
+    full: nn.Module,
+    what: str,
+    inputs: tuple[Any, Any],
+    wanted: list[Tensor],
+) -> None:
+    """The slim network must return what the masked one did.
+
+    Raises:
+        GraphError: it does not, and the difference is neither rounding nor a decision that hung on rounding.
+    """
+    try:
+        got = outputs(small, *inputs)
+    except Exception as error:
         raise GraphError(
             "The network cannot be slimmed",
-            f"masked and slim differ on {what} by {disagreement(wanted, got):.3g} times what is tolerated"
-            f"{_told(graph, keep, full, found)}",
+            f"the slim network failed with {type(error).__name__}: {first_line(error)}"
+            f"{_place(graph, keep, small, full, inputs)}",
             "Leave these groups out of the selection",
-        )
+        ) from error
+    if disagreement(wanted, got) <= 1 or _agree_in_double(graph, keep, small, full, *inputs):
+        return
+    found = _difference(graph, keep, small, full, inputs)
+    if found is not None and found.decision:
+        return  # everything up to a decision agrees; it fell the other way by rounding
+    raise GraphError(
+        "The network cannot be slimmed",
+        f"masked and slim differ on {what} by {disagreement(wanted, got):.3g} times what is tolerated"
+        f"{_told(graph, keep, full, found)}",
+        "Leave these groups out of the selection",
+    )
 
 
 def _double(value: Any) -> Any:

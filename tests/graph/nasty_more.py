@@ -244,14 +244,14 @@ class Rolled(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b = conv(3, 8), conv(8, 6)
+        self.a, self.turned, self.b = conv(3, 8), conv(8, 8), conv(8, 6)
         self.down = nn.PixelUnshuffle(2)
         self.c = nn.Conv2d(24, 16, 1)
         self.up = nn.PixelShuffle(2)
         self.out = nn.Conv2d(4, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.b(torch.roll(self.a(x), 2, 1).flip(1))
+        x = self.b(self.turned(torch.roll(self.a(x), (2, 1), (1, 2))).flip(1, 3))
         return self.out(self.up(F.relu(self.c(self.down(x)))))
 
 

@@ -15,12 +15,13 @@ from halp_iee.graph import trace
 from halp_iee.graph.sandbox import tensors_in
 from halp_iee.slim import load, save
 from halp_iee.slim.build import disagreement, outputs
-from tests.graph import generator, nasty, nasty_more, nasty_sequences
+from tests.graph import generator, nasty, nasty_field, nasty_more, nasty_sequences
 from tests.graph.nasty import NASTY, build
+from tests.graph.nasty_field import FIELD
 from tests.graph.nasty_more import MORE
 from tests.graph.selections import halves, random_keep, single
 
-NETWORKS = [*NASTY, *MORE]
+NETWORKS = [*NASTY, *MORE, *FIELD]
 
 every_network = pytest.mark.parametrize("kind", NETWORKS, ids=lambda kind: kind.__name__)
 
@@ -42,9 +43,11 @@ STAYS: dict[type[nn.Module], dict[str, str]] = {
     },
     nasty_more.NormedWeights: {"a": "divide by zero", "d": "divide by zero"},
     nasty_more.EfficientAttention: {"a.0": "slides over it"},
-    nasty_more.Rolled: {"a.0": "mixed over"},
+    nasty_more.Rolled: {"a.0": "rolled by a number of channels"},
     nasty_more.HeadParameters: {"o": "fixed size"},
     nasty_more.WidthArithmetic: {"o": "fixed size"},
+    nasty_field.SharedHeads: {"box": "mixed over"},  # the bins of a distribution
+    nasty_field.RotaryLanguage: {"table#2": "rows of an embedding"},
 }
 """What is frozen besides outputs, and a part of the reason that a person would accept."""
 
@@ -117,12 +120,7 @@ def test_a_slim_network_is_exported_with_equal_results(kind: type[nn.Module], tm
     export_onnx(graph.slim(halves(graph)).eval(), inputs, tmp_path / "small.onnx", metadata={})
 
 
-KNOWN_TO_FAIL = pytest.mark.xfail(
-    reason="slimmed to one head, its attention keeps the head's size as a number that is not found to follow"
-)
-
-
-@pytest.mark.parametrize("seed", [*range(23), pytest.param(23, marks=KNOWN_TO_FAIL)])
+@pytest.mark.parametrize("seed", range(generator.SEEDS))
 def test_random_programs_are_cut_exactly(seed: int) -> None:
     model, inputs = generator.build(seed)
     graph = trace(model, inputs)

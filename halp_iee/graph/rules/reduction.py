@@ -128,5 +128,5 @@ RULES: dict[str, Rule] = {
     **_many("reduce", statistic, "mean amax amin max min var std var_mean std_mean prod logsumexp argmax argmin "
             "median any all aminmax count_nonzero nanmean"),
     **_many("softmax", along, "_softmax softmax _log_softmax log_softmax _safe_softmax"),
-    **_many("along", along, "cumsum cumprod sort argsort flip roll topk multinomial cummax cummin logcumsumexp"),
+    **_many("along", along, "cumsum cumprod sort argsort topk multinomial cummax cummin logcumsumexp"),
 }  # fmt: skip

@@ -292,6 +292,25 @@ def channel_shuffle(step: Step) -> None:
     step.emit(label)
 
 
+def flip(step: Step) -> None:
+    """The order of an axis turned round: what stays stays in order."""
+    label = step.label(step["self"])
+    for dim in step["dims"]:
+        axis = label[normal(dim, len(label))]
+        if axis is not None:
+            label[normal(dim, len(label))] = Axis(np.ascontiguousarray(axis.atoms[::-1]), axis.zero)
+    step.emit(label)
+
+
+def roll(step: Step) -> None:
+    """Rolling along other axes passes; a number of channels would lead somewhere else among fewer."""
+    label, dims = step.label(step["self"]), step["dims"] or range(len(step.shape(step["self"])))
+    for dim in dims:
+        step.freeze(label[normal(dim, len(label))], "rolled by a number of channels")
+        label[normal(dim, len(label))] = None
+    step.emit(label)
+
+
 def as_strided(step: Step) -> None:
     """Restriding without change of shape passes; anything else is opaque."""
     label = step.label(step["self"])
@@ -322,5 +341,7 @@ RULES: dict[str, Rule] = {
     **_rules("pixel_shuffle", pixel_shuffle, "pixel_shuffle"),
     **_rules("pixel_shuffle", pixel_unshuffle, "pixel_unshuffle"),
     **_rules("pixel_shuffle", channel_shuffle, "channel_shuffle native_channel_shuffle"),
+    **_rules("along", flip, "flip"),
+    **_rules("along", roll, "roll"),
     **_rules("view", as_strided, "as_strided"),
 }  # fmt: skip
