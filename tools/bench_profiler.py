@@ -86,14 +86,14 @@ def sweep(name: str, work: Path, seconds: float) -> None:
     print(json.dumps(facts), flush=True)
 
 
-def draw_networks(name: str, work: Path) -> None:
+def draw_networks(name: str, work: Path, held_out_seed: int) -> None:
     graph, example = traced(name)
     cost = LatencyModel(graph, LatencyTable.load(work / name / "table.jsonl"))
     folder = work / name
     if not (folder / "dense.onnx").exists():
         export_onnx(graph.model, example, folder / "dense.onnx")
         _write(folder / "dense.json", {"role": "dense", "kind": "dense", "widths": {}})
-    for role, wanted, seed in (("calibration", CALIBRATION, 1), ("held-out", HELD_OUT, 2)):
+    for role, wanted, seed in (("calibration", CALIBRATION, 1), ("held-out", HELD_OUT, held_out_seed)):
         for i, (fraction, kind) in enumerate(wanted):
             label = f"{role}-{i}"
             if (folder / f"{label}.json").exists():
@@ -243,6 +243,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="where everything that was made is kept")
     parser.add_argument("--seconds", type=float, help="for one sweep (150), or for timing one network (1)")
     parser.add_argument(
+        "--held-out-seed", type=int, default=2, help="of the held-out networks that `draw` draws; not 1, calibration's"
+    )
+    parser.add_argument(
         "--note", action="append", default=[], help="a paragraph for the report, e.g. why a bar is missed"
     )
     parser.add_argument("--out", type=Path, help="where the report goes, without the ending")
@@ -253,7 +256,7 @@ def main() -> None:
         if arguments.step == "sweep":
             sweep(name, arguments.work, arguments.seconds or 150.0)
         elif arguments.step == "draw":
-            draw_networks(name, arguments.work)
+            draw_networks(name, arguments.work, arguments.held_out_seed)
         elif arguments.step == "time":
             time_networks(name, arguments.work, arguments.seconds or 1.0)
 

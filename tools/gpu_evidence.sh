@@ -3,7 +3,7 @@
 #
 #   tools/gpu_evidence.sh OUT [--seconds 510] [--only PART ...] [--tiny]
 #
-# Needs torch, torchvision and onnx; what else is missing costs the parts that need it, one line each in OUT/evidence.md.
+# Needs torch, numpy and scipy; what else is missing costs the parts that need it, one line each in OUT/evidence.md.
 # WHEELS=FOLDER makes the wheels in it importable without installing anything (pydantic and what it needs, nvidia-ml-py).
 # PYTHON=... chooses the interpreter.
 set -euo pipefail

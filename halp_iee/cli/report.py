@@ -36,7 +36,7 @@ def command(runs: tuple[Path, ...], out: Path | None, peers: Path | None, licens
       halp-iee report runs/r50-* --out r50.html --peers peers.json
     """
     from halp_iee.errors import UsageError
-    from halp_iee.run.reload import finished_run, finished_sparse_run
+    from halp_iee.run.reload import check_unchanged, finished_run, finished_sparse_run
 
     sparse = [found for run in runs if (found := finished_sparse_run(run)) is not None]
     if sparse and len(sparse) == len(runs) and peers is None and license_ is None:
@@ -48,6 +48,9 @@ def command(runs: tuple[Path, ...], out: Path | None, peers: Path | None, licens
     from halp_iee.run.results import write_card, write_report
 
     directory, result = finished_run(runs[0])
+    for file in (directory.artifact, directory.onnx):  # what is published is what was measured
+        if file.is_file():
+            check_unchanged(file, result)
     document = {"report": str(write_report(directory, result)), "hub": str(write_card(directory, result, license_))}
     if as_json:
         show.emit_json(document)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from halp_iee.condensed.choose import Choice, fastest_here
-from halp_iee.methods.sparse.channels import producers_and_consumers
 
 if TYPE_CHECKING:
     from halp_iee.graph import ChannelGraph
@@ -66,6 +65,8 @@ def condense(graph: ChannelGraph, batch: int = 1, *, sparser_than: float = 0.5, 
 @torch.no_grad()
 def _fold_constants(graph: ChannelGraph) -> dict[str, np.ndarray]:
     """Group -> units to keep, after the constants of the others have gone into their reader's bias."""
+    from halp_iee.methods.sparse.channels import producers_and_consumers  # with all of training behind it
+
     model = graph.model
     modules = dict(model.named_modules())
     producers, consumers = producers_and_consumers(graph)

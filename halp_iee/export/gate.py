@@ -78,7 +78,7 @@ def prove(source: Source, candidate: Candidate, out: Path) -> Exported:
         checks=len(calls), images=images, top1=top1, top1_torch=top1_torch,
         max_drop=None if top1 is None else options.drop,
         latency_ms=latency[0] if latency else None, latency_fp32_ms=latency[1] if latency else None,
-        notes=tuple(candidate.notes),
+        notes=(*candidate.notes, *([] if parity.responds(source.model, calls) else [f"note: {parity.DEAF}"])),
     )  # fmt: skip
 
 

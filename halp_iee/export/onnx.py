@@ -43,6 +43,7 @@ class OnnxExport:
         inputs: (name, shape) of each input, an open axis as a string.
         outputs: names of the outputs, in the order in which the network returns its tensors.
         dynamic_batch: whether any batch may be fed.
+        responds: whether its outputs depend on its inputs at all; where not, the agreement means little.
     """
 
     path: Path
@@ -54,6 +55,7 @@ class OnnxExport:
     inputs: tuple[tuple[str, tuple[int | str, ...]], ...]
     outputs: tuple[str, ...]
     dynamic_batch: bool
+    responds: bool = True
 
 
 def export_onnx(
@@ -119,6 +121,7 @@ def export_onnx(
         inputs=tuple((spec.name, tuple(spec.shape)) for spec in engine.session.get_inputs()),
         outputs=tuple(spec.name for spec in engine.outputs),
         dynamic_batch=dynamic_batch,
+        responds=parity.responds(copied, calls),
     )
 
 

@@ -15,7 +15,12 @@ from halp_iee.export.call import Call
 from halp_iee.measure.engine import Engine
 
 _RANDOM_CHECKS = 2
-_REMEDY = "Nothing was written; look for randomness or state in evaluation mode, or raise the tolerance"
+_REMEDY = "Nothing was written; look for randomness or state in evaluation mode, or take another precision"
+_SAME = 1e-6  # of an output's scale: less than that is rounding
+DEAF = (
+    "the network gives the same output for every input (its channels are dead, or it was never trained), so the "
+    "comparison says nothing of its weights"
+)
 
 
 def default_tolerance(tensors: Iterable[torch.Tensor]) -> float:
@@ -67,9 +72,34 @@ def prove(model: nn.Module, engine: Engine, calls: Sequence[Call], tolerance: fl
                 _refuse(f"output {spec.name!r} is {have.shape} instead of {want.shape} {where}")
             error = relative_error(want, have)
             if not error <= tolerance:
-                _refuse(f"output {spec.name!r} differs by {error:.3g} of its scale {where}, allowed is {tolerance:g}")
+                lost = want.any() and not have.any()  # half precision holds nothing under 6e-8
+                zero = f"; it is 0 throughout, where the network gives {np.abs(want).max():.2g} at most" if lost else ""
+                _refuse(
+                    f"output {spec.name!r} differs by {error:.3g} of its scale {where}, allowed is {tolerance:g}{zero}"
+                )
             worst = max(worst, error)
     return worst
+
+
+def responds(model: nn.Module, calls: Sequence[Call]) -> bool:
+    """Whether anything that the network returns depends on its inputs.
+
+    Where it does not, two networks that have the last bias in common agree whatever the rest of their weights is.
+    Calls of the first one's shapes are compared; True where there is but one of them.
+    """
+    shapes = [tensor.shape for tensor in calls[0].tensors()]
+    alike = [call for call in calls if [tensor.shape for tensor in call.tensors()] == shapes]
+    first = _tensors_of(run_torch(model, alike[0]))
+    for call in alike[1:]:
+        for one, other in zip(first, _tensors_of(run_torch(model, call)), strict=False):
+            if one.shape != other.shape:
+                return True
+            if not np.issubdtype(one.dtype, np.floating) or not np.isfinite(one).all():
+                if not np.array_equal(one, other):
+                    return True
+            elif one.size and np.abs(one - other).max() > _SAME * np.abs(one).max():
+                return True
+    return len(alike) < 2
 
 
 def relative_error(want: np.ndarray, have: np.ndarray) -> float:

@@ -17,6 +17,9 @@ from halp_iee.measure.runtime import OnnxEngine
 
 METHODS = ("minmax", "percentile")
 """How ranges are found: by the extremes seen, or without the outermost 0.01% of values."""
+HELD_BYTES = 2 << 30
+"""For percentiles ONNX Runtime holds every activation of every image at once: as many images are taken as fit."""
+_LEAST_IMAGES = 8
 
 
 def quantise(
@@ -41,23 +44,33 @@ def quantise(
         GraphError: ONNX Runtime cannot quantise the network.
     """
     before = OnnxEngine.load(single)
-    best, kept = -1.0, methods[0]
+    best, kept, seen = -1.0, methods[0], 0
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         for method in methods:
             tried = Path(folder) / f"{method}.onnx"
-            _quantise(single, tried, images, method, before)
+            some = images[: _most_images(single, images)] if method == "percentile" else images
+            _quantise(single, tried, some, method, before)
             same = agreement(before, OnnxEngine.load(tried), images)
             if same > best:
-                best, kept = same, method
+                best, kept, seen = same, method, len(some)
             if best >= 0.999:
                 break
         model = onnx.load(str(Path(folder) / f"{kept}.onnx"))
     del model.metadata_props[:]
-    for key, text in {**metadata, "halp_iee.calibration": f"{kept} over {len(images)} inputs"}.items():
+    for key, text in {**metadata, "halp_iee.calibration": f"{kept} over {seen} inputs"}.items():
         model.metadata_props.add(key=key, value=str(text))
     model.producer_name = "halp-iee"
     onnx.save(model, str(path))
     return kept
+
+
+def _most_images(single: Path, images: np.ndarray) -> int:
+    """How many images' activations fit ``HELD_BYTES``."""
+    graph = onnx.shape_inference.infer_shapes(onnx.load(str(single))).graph
+    each = sum(4 * int(np.prod([size.dim_value or 1 for size in value.type.tensor_type.shape.dim]))
+               for value in graph.value_info)  # fmt: skip
+    batch = graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1
+    return min(len(images), max(_LEAST_IMAGES, HELD_BYTES * batch // max(1, each)))
 
 
 def agreement(one: Engine, other: Engine, images: np.ndarray) -> float:

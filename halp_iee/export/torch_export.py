@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import re
 import zipfile
@@ -63,7 +64,9 @@ def write_program(program: ExportedProgram, path: Path, metadata: Mapping[str, s
     """
     program._example_inputs = None  # the public setter takes inputs only, not their absence
     with quiet():
-        torch.export.save(program, str(path), extra_files={_PROVENANCE: json.dumps(dict(metadata))})
+        # into memory first: on a full disk torch's own writer of archives ends the process
+        torch.export.save(program, archive := io.BytesIO(), extra_files={_PROVENANCE: json.dumps(dict(metadata))})
+    path.write_bytes(archive.getvalue())
     if found := _pickled(path):
         raise GraphError(
             "Cannot export the network by torch.export", f"its part {found} would be a pickle",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from halp_iee.report.text import number
 
 Data = Mapping[str, Any]
 UNKNOWN_LICENSE = "unknown"
+_FOLDERS = re.compile(r"[^\s:=]*/")
 _LOAD_ONNX = """\
 import numpy as np
 import onnxruntime as ort
@@ -128,9 +130,10 @@ def _measured_how(result: Data) -> str:
     if number(result.get("measured_ms")) is None:
         return "The latency is not a measurement."
     shaky = " The measurement was unsteady: other work ran on the machine." if result.get("unstable") is True else ""
+    threads = "one thread" if result.get("threads") == 1 else f"{result.get('threads')} threads"
     return (
         f"Latency is the median of one call with a batch of {result.get('batch')} on {_md(result.get('device'))}, "
-        f"{_md(result.get('runtime'))}, {result.get('threads')} thread(s), the dense and this network timed in turn."
+        f"{_md(result.get('runtime'))}, {threads}, the dense and this network timed in turn."
         f"{shaky} On another device it is another one: measure there."
     )
 
@@ -171,8 +174,8 @@ def _making(result: Data, reproduce: str) -> str:
     ratio = number(result.get("train_flops_ratio"))
     cost = "" if ratio is None else f" Its training took {ratio:.1%} of the FLOPs of training the dense network."
     # Of the command only what names no place on the machine that ran it.
-    words = [Path(word).name if "/" in word else word for word in reproduce.split()]
-    again = f"\n\n```sh\n{' '.join(words)}\n```" if words else ""
+    words = _FOLDERS.sub("", reproduce).strip().replace("```", "'''")
+    again = f"\n\n```sh\n{words}\n```" if words else ""
     maker = f"halp-iee {_md(result.get('version'))}"
     return f"Method {_md(result.get('method'))}, seed {_md(result.get('seed'))}{solver}, {maker}.{cost}{again}"
 

@@ -10,7 +10,7 @@ import numpy as np
 from halp_iee.errors import TableError
 
 _MOST_POINTS = 256
-_MOST_STEPS = 16
+_MOST_STEPS = 24
 _STEP_TIMES = 3.0
 """A rise is a step of the device where it is this many times the mean rise a unit ..."""
 _STEP_SHARE = 0.02
@@ -94,9 +94,18 @@ def group_steps(model: Any, widths: Mapping[str, int]) -> dict[str, list[int]]:
         high = (rise > _STEP_TIMES * span / group.size) & (rise > _STEP_SHARE * span)
         first = high & ~np.concatenate([[False], high[:-1]])
         if span > 0 and first.any():
-            highest = sorted(np.flatnonzero(first), key=lambda at: -rise[at])[:_MOST_STEPS]
-            found[group.name] = sorted(int(counts[at]) for at in highest)
+            found[group.name] = [int(counts[at]) for at in _spread(np.flatnonzero(first), rise, group.size)]
     return found
+
+
+def _spread(places: np.ndarray, rise: np.ndarray, size: int) -> np.ndarray:
+    """The places, or of very many the highest step in each of ``_MOST_STEPS`` stretches of the width: where steps grow
+    with the width, the highest of all would leave the narrow widths, which are what is chosen, without any."""
+    if len(places) <= _MOST_STEPS:
+        return places
+    ordered = places[np.lexsort((-rise[places], places * _MOST_STEPS // size))]
+    stretch = ordered * _MOST_STEPS // size
+    return ordered[np.concatenate([[True], stretch[1:] != stretch[:-1]])]
 
 
 def _layers_by_group(model: Any, widths: Mapping[str, int]) -> dict[str, list[Any]]:

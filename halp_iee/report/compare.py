@@ -161,6 +161,8 @@ def _of_setting(setting: str, found: Sequence[Entry]) -> str:
         y_unit="top-1 on the test set", y_format=lambda share: f"{100 * share:.4g}%", tall=True,
     )  # fmt: skip
     chart = f'<div class="panel">{drawn}</div>' if drawn else ""
+    if not chart:
+        return section(setting, _table(found), "No accuracy is known of these networks, so there is no frontier.")
     note = (
         f'<p class="note after">Without accuracy, in the table alone: {esc("; ".join(missing))}.</p>' if missing else ""
     )

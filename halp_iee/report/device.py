@@ -30,7 +30,8 @@ def staircases(data: Data) -> str:
                 series.append(Series(word, color, [(at, known[at])], [tip], line=False, dots=True))
         drawn = plots.chart(series, x_unit="output channels", y_format=text.ms, y_from_zero=True)
         if drawn:
-            title = f"{row.get('name', '?')}, {text.big(row.get('c_in'), '?')} channels in"
+            channels = "channel" if row.get("c_in") == 1 else "channels"
+            title = f"{row.get('name', '?')}, {text.big(row.get('c_in'), '?')} {channels} in"
             panels += f'<div class="panel"><h3>{esc(title)}</h3>{drawn}</div>'
     word = "modelled" if mapping(data.get("result")).get("source") == "modelled" else "from the latency table"
     return section(

@@ -15,6 +15,10 @@ from halp_iee.report.text import esc, facts, mapping, number, rows, section
 Data = Mapping[str, Any]
 
 _MOST_ROWS = 400
+_SMALL = 0.005
+"""Layers that take less than this share of the latency are folded away ..."""
+_WORTH_FOLDING = 8
+"""... where there are so many of them."""
 
 
 def layers(data: Data) -> str:
@@ -42,6 +46,23 @@ def layers(data: Data) -> str:
         target,
     )
     longest = max(max(dense, slim) for _, dense, slim in parts) or 1.0
+    shown = [one for one in parts if max(one[1:]) >= _SMALL * total]
+    if len(parts) - len(shown) < _WORTH_FOLDING:
+        shown = parts
+    small = [one for one in parts if one not in shown] if shown is not parts else []
+    word = "modelled from the datasheet" if result.get("source") == "modelled" else "predicted from the latency table"
+    mark = [("budget", "prune", True)] if target is not None and target <= total else []
+    colours = plots.legend([("dense", "dense", False), ("slim", "slim", False), *mark])
+    body = _panel("", f"{colours}{bar}") + _panel("", _layer_rows(shown, longest) + _folded(small, longest))
+    said = f"Latency of every fused layer before and after, {word}."
+    if any(name.endswith(": layout") for name, *_ in known):
+        said += (
+            " A row called layout is the reordering of a tensor in memory, which some widths ask for and others do not."
+        )
+    return section("Where the time goes", body, said)
+
+
+def _layer_rows(parts: Sequence[tuple[str, float, float]], longest: float) -> str:
     lines = "".join(
         plots.bar_row(
             name, dense / longest, slim / longest, f"{text.ms(dense)} → <b>{text.ms(slim)}</b>",
@@ -49,11 +70,16 @@ def layers(data: Data) -> str:
         )
         for name, dense, slim in parts[:_MOST_ROWS]
     )  # fmt: skip
-    word = "modelled from the datasheet" if result.get("source") == "modelled" else "predicted from the latency table"
-    mark = [("budget", "prune", True)] if target is not None and target <= total else []
-    colours = plots.legend([("dense", "dense", False), ("slim", "slim", False), *mark])
-    body = _panel("", f"{colours}{bar}") + _panel("", f'<div class="rows">{lines}</div>{_cut(len(parts))}')
-    return section("Where the time goes", body, f"Latency of every fused layer before and after, {word}.")
+    return f'<div class="rows">{lines}</div>{_cut(len(parts))}'
+
+
+def _folded(parts: Sequence[tuple[str, float, float]], longest: float) -> str:
+    """Rows that hardly matter, behind one line with their sum; on paper they are all there."""
+    if not parts:
+        return ""
+    dense, slim = sum(one[1] for one in parts), sum(one[2] for one in parts)
+    head = f"{len(parts)} more, each under {_SMALL:.1%} of the whole: {text.ms(dense)} → {text.ms(slim)}"
+    return f"<details><summary>{esc(head)}</summary>{_layer_rows(parts, longest)}</details>"
 
 
 def widths(data: Data) -> str:

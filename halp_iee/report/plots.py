@@ -96,7 +96,12 @@ class _Frame:
         low, high = min(xs), max(xs)
         if _is_point(low, high):
             low, high = low - 0.5 - abs(low) * 1e-6, high + 0.5 + abs(high) * 1e-6
-        x_ticks = [tick for tick in ticks(low, high) if low <= tick <= high]
+        whole = all(float(x).is_integer() for x in xs)  # epochs, steps and channels have no halves
+        tried = [
+            [t for t in ticks(low, high, about=about) if low <= t <= high and (t.is_integer() or not whole)]
+            for about in (4, 6, 8)
+        ]
+        x_ticks = next((some for some in tried if len(some) > 2), tried[0])
         return cls((low, high), (y_ticks[0], y_ticks[-1]), x_ticks, y_ticks)
 
     def along(self, x: float) -> float:

@@ -9,6 +9,8 @@ from halp_iee.report import text
 from halp_iee.report.text import ABSENT, esc, number, section
 
 Data = Mapping[str, Any]
+_DRIFT = 0.2
+"""A calibrated prediction this far from the same network's measurement tells of the machine, not of the table."""
 
 
 def heading(result: Data) -> str:
@@ -70,6 +72,14 @@ def banners(result: Data, table: Data) -> str:
             "The spread of the timings stayed too wide after repeats: other work was running on the machine. "
             "Measure again on a quiet one.",
         )
+    predicted, measured = number(result.get("dense_predicted_ms")), number(result.get("dense_measured_ms"))
+    if result.get("source") == "measured" and predicted and measured and abs(predicted / measured - 1) > _DRIFT:
+        found += _banner(
+            "The machine changed its pace during the run",
+            f"The dense network was predicted at {text.ms(predicted)}, calibrated against whole networks timed at the "
+            f"beginning, and measured at {text.ms(measured)} at the end. What is measured was timed at the end, dense "
+            "and slim in turn, and stands; what is predicted is off. Run the job again on a quiet machine.",
+        )
     return found
 
 
@@ -79,8 +89,7 @@ def _banner(title: str, body: str) -> str:
 
 def cards(result: Data) -> str:
     predicted_word = "modelled" if result.get("source") == "modelled" else "predicted"
-    top1, macs, params = result.get("top1"), result.get("macs"), result.get("params")
-    ratio = number(result.get("train_flops_ratio"))
+    macs, params = result.get("macs"), result.get("params")
     latency = number(result.get("measured_ms"))
     return (
         '<section class="cards">'
@@ -94,16 +103,7 @@ def cards(result: Data) -> str:
                 ("measured", text.ms(latency)),
             ],
         )
-        + _card(
-            "Top-1 accuracy",
-            text.percent(top1, 2),
-            number(top1) is not None,
-            [
-                ("dense", text.percent(result.get("top1_dense"), 2)),
-                ("slim", text.percent(top1, 2)),
-                ("difference", text.points(top1, result.get("top1_dense"))),
-            ],
-        )
+        + _accuracy_card(result)
         + _card(
             "Parameters",
             text.big(params, "not counted"),
@@ -114,18 +114,32 @@ def cards(result: Data) -> str:
                 ("of the dense", _share(macs, result.get("macs_dense"))),
             ],
         )
-        + _card(
-            "Training FLOPs",
-            ABSENT if ratio is None else f"×{text.figures(ratio)} <small>of dense</small>",
-            ratio is not None,
-            [
-                ("slim, in time", text.seconds(result.get("train_seconds"), "-")),
-                ("dense, in time", text.seconds(result.get("train_seconds_dense"), "-")),
-                ("whole run", text.seconds(result.get("wall_seconds"), "-")),
-            ],
-        )
+        + _training_card(result)
         + "</section>"
     )
+
+
+def _accuracy_card(result: Data) -> str:
+    top1, dense = result.get("top1"), result.get("top1_dense")
+    if number(top1) is None and number(dense) is None and not result.get("data"):
+        return _card("Top-1 accuracy", "no data given", False, [])
+    lines = [
+        ("dense", text.percent(dense, 2)),
+        ("slim", text.percent(top1, 2)),
+        ("difference", text.points(top1, dense)),
+    ]
+    return _card("Top-1 accuracy", text.percent(top1, 2), number(top1) is not None, lines)
+
+
+def _training_card(result: Data) -> str:
+    ratio = number(result.get("train_flops_ratio"))
+    whole_run = ("whole run", text.seconds(result.get("wall_seconds"), "-"))
+    slim_s, dense_s = result.get("train_seconds"), result.get("train_seconds_dense")
+    if ratio is None and number(slim_s) is None and number(dense_s) is None and result.get("method") == "one-shot":
+        return _card("Training", "none, pruned in one step", False, [whole_run])
+    figure = ABSENT if ratio is None else f"×{text.figures(ratio)} <small>of dense</small>"
+    lines = [("slim, in time", text.seconds(slim_s, "-")), ("dense, in time", text.seconds(dense_s, "-")), whole_run]
+    return _card("Training FLOPs", figure, ratio is not None, lines)
 
 
 def _card(label: str, figure: str, known: bool, lines: Sequence[tuple[str, str]]) -> str:

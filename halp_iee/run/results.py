@@ -13,6 +13,7 @@ from halp_iee.measure import runtime
 from halp_iee.measure.flops import Counts, count
 from halp_iee.measure.training_cost import TrainingCost
 from halp_iee.report.collect import group_steps, staircases
+from halp_iee.run.command import command
 from halp_iee.run.directory import RunDirectory, sha256, write_json
 from halp_iee.run.job import Job
 from halp_iee.run.stages import Cost, Measured, Network, Slimmed
@@ -151,7 +152,7 @@ def evidence(result: dict[str, Any], job: Job, network: Network, cost: Cost, sli
             "processor": attached()[0].label, "cores": os.cpu_count(),
             **_versions(),
         },
-        "reproduce": _command(job),
+        "reproduce": command(job),
     }  # fmt: skip
 
 
@@ -159,34 +160,3 @@ def _versions() -> dict[str, str]:
     from importlib.metadata import version
 
     return {name: version(name) for name in ("torch", "torchvision", "onnx", "numpy")} | runtime.describe()
-
-
-def _command(job: Job) -> str:
-    """The command line that asks for the same run."""
-    import shlex
-
-    default = type(job.recipe)()
-    words = ["halp-iee", "prune" if job.method == "one-shot" else "train", "--model", job.model]
-    words += ["--data", job.data] if job.data else []
-    words += ["--latency-target", str(job.target), "--seed", str(job.seed)]
-    words += ["--gpu", job.device.name] if job.device.name != "cpu" else []
-    words += ["--threads", str(job.device.threads), "--batch", str(job.device.batch)]
-    words += ["--importance", job.criterion] if job.criterion != "taylor_bn" else []
-    words += ["--solver", job.solver] if job.solver != "joint" else []
-    words += ["--weights", job.weights] if job.weights else []
-    words += ["--method", job.method] if job.method not in ("iee", "one-shot") else []
-    words += [word for name, value in job.switches.items() for word in _switch(name, value)]
-    if job.method != "one-shot":
-        words += ["--epochs", str(job.recipe.epochs)] if job.recipe.epochs != default.epochs else []
-    elif job.finetune_epochs:
-        words += ["--finetune-epochs", str(job.finetune_epochs)]
-    words += ["--batch-size", str(job.recipe.batch_size)] if job.recipe.batch_size != default.batch_size else []
-    words += ["--lr", f"{job.recipe.lr:g}"] if job.recipe.lr != default.lr else []
-    return shlex.join(words)
-
-
-def _switch(name: str, value: Any) -> list[str]:
-    """A setting of the method as it is typed."""
-    if isinstance(value, bool):
-        return [f"--{'' if value else 'no-'}{name.replace('_', '-')}"]
-    return [f"--{name.replace('_', '-')}", str(value)]

@@ -11,6 +11,7 @@ The table is the only result; progress and errors go to stderr. Exit codes: 0 do
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -97,9 +98,10 @@ def _run(args: argparse.Namespace) -> int:
     for key, why in result.refused.items():
         print(f"left out: {key}: {why}", file=sys.stderr)
     source = tables.read(result.path).header.source
+    known = f"held-out error median {result.held_out_error:.2%}, worst {result.worst_held_out_error:.2%}"
     print(
         f"{result.path}: {result.measured} points {source}, {result.resumed} were there, in {result.seconds:.1f} s; "
-        f"held-out error median {result.held_out_error:.2%}, worst {result.worst_held_out_error:.2%}"
+        + ("held-out error not known: no point was left for it" if math.isnan(result.held_out_error) else known)
         + ("" if result.complete else "; the time ran out before the error was reached"),
         file=sys.stderr,
     )

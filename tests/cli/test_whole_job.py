@@ -27,7 +27,7 @@ KEYS = set(
     """.split()  # noqa: SIM905 (a list of 23 names in quotes reads worse)
 )
 
-QUICK = ["--data", "digits", "--epochs", "2", "--time-budget", "4", "--latency-target", "0.5", "--out", "run", "--json"]
+QUICK = ["--data", "digits", "--epochs", "3", "--time-budget", "4", "--latency-target", "0.5", "--out", "run", "--json"]
 
 
 def document(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def test_a_strangers_network_is_trained_slimmed_exported_measured_and_reported(
     assert result["macs"] < result["macs_dense"]
     assert 0 < result["train_flops_ratio"] < 1
     assert result["source"] == "measured"
-    assert result["top1"] > 0.15  # better than chance after two epochs
+    assert result["top1"] > 0.15  # better than chance after three epochs
 
     assert result["sha256"] == {Path(result[file]).name: sha256(Path(result[file])) for file in ("artifact", "onnx")}
     small = halp_iee.load(result["artifact"], models.build(network)).eval()

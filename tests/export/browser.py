@@ -114,6 +114,7 @@ OVERFLOW = """
   for (const e of document.querySelectorAll("main *")) {
     const box = e.getBoundingClientRect();
     if (!box.width || !box.height || e.closest(".scroll") || e.closest("svg")) continue;
+    if (!e.checkVisibility({contentVisibilityAuto: true})) continue;
     if (box.right > wide + 1 || box.left < -1) found.push(`${e.tagName}.${e.className} ${e.textContent.slice(0, 30)}`);
   }
   return found;
@@ -127,7 +128,7 @@ OVERLAP = """
   const walk = document.createTreeWalker(document.querySelector("main"), NodeFilter.SHOW_TEXT);
   while (walk.nextNode()) {
     const node = walk.currentNode, parent = node.parentElement;
-    if (!node.textContent.trim() || getComputedStyle(parent).visibility === "hidden") continue;
+    if (!node.textContent.trim() || !parent.checkVisibility({visibilityProperty: true})) continue;
     const range = document.createRange();
     range.selectNodeContents(node);
     for (const box of range.getClientRects())

@@ -45,6 +45,11 @@ def build(num_classes=10, in_channels=1):
 """
 
 
+def listing(root: Path) -> set[str]:
+    """Everything under a folder."""
+    return {str(path.relative_to(root)) for path in root.rglob("*")}
+
+
 @dataclass(frozen=True)
 class Run:
     """A run's directory and its result."""

@@ -88,3 +88,18 @@ def test_what_the_table_does_not_know_what_is_frozen_and_what_costs_nothing_is_l
     assert [row["name"] for row in staircases(model, widths)] == ["known"]
     assert "c" not in group_steps(model, widths)
     assert staircases(model_of({}, [Layer("l", 3, 4, 8)]), {}) == []
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.sampled_from([200, 480, 960, 2000]))
+def test_of_very_many_steps_the_narrow_widths_keep_theirs(size: int) -> None:
+    """Steps that grow with the width, as of depthwise layers off their blocks: the highest alone would all be wide."""
+
+    class Teeth(Layer):
+        def ms(self, c_in: Any, c_out: Any) -> Any:
+            return np.asarray(c_in) * 0.0 + np.where(np.asarray(c_out) % 8, 10.0, 1.0) * np.asarray(c_out)
+
+    found = group_steps(model_of({"b": size}, [Teeth("l", 3, "b", 8)]), {"b": size // 2})["b"]
+    assert len(found) <= 24
+    assert all(step % 8 == 0 for step in found)
+    assert sum(step <= size // 2 for step in found) >= len(found) // 3

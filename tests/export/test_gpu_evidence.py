@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tools" / "gpu_evidence.sh"
@@ -44,7 +45,10 @@ def test_every_part_runs_in_tiny_sizes_and_is_summed_up(tmp_path):
         assert row["fps"] == pytest.approx(1000 / row["measured_ms"], rel=1e-3)
     joint = {row["target"]: row for row in rows["solved-b1-fp32"] if row["network"].startswith("joint")}
     dense_ms = rows["solved-b1-fp32"][0]["predicted_ms"]
-    assert all(row["predicted_ms"] <= target * dense_ms * 1.001 for target, row in joint.items())
+    for target, row in joint.items():
+        # On a busy machine what no channel changes may take more than the target leaves.
+        assert row["predicted_ms"] <= row["budget_ms"] * 1.001
+        assert row["budget_ms"] == pytest.approx(target * dense_ms, rel=1e-4) or row["floor_is_above_target"]
     assert [row["variant"] for row in rows["training"]] == ["dense", "masked", "slim"]
     assert {"dense", "condensed"} <= set(rows["layers"][0]["ms"])
     assert rows["iee"][1]["parameters"] < rows["iee"][0]["parameters"]
@@ -141,3 +145,40 @@ def test_the_parts_fit_into_nine_minutes_and_every_one_is_tried_in_the_tiny_plan
     }
     asked = {(one.options["batch"], one.options["precision"]) for one in parts.plan() if one.function == "sweep"}
     assert asked == {(batch, precision) for batch in (1, 256) for precision in ("fp32", "tf32", "fp16")}
+
+
+def test_the_network_for_machines_without_torchvision_is_the_same(parts):
+    """Same names, shapes and outputs for the same weights, so that a table of one serves the other."""
+    torchvision = pytest.importorskip("torchvision")
+    resnet = importlib.import_module("gpu_evidence.resnet")
+    theirs, ours = torchvision.models.resnet50(weights=None).eval(), resnet.ResNet50().eval()
+    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs(x))
+
+
+def test_without_torchvision_pydantic_and_the_driver_package_nothing_is_lost_but_iee(tmp_path):
+    """What is installed on the machine this is for: torch, onnx, onnxruntime, scikit-learn, accelerate, pandas."""
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    (hidden / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Hidden:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] in ('torchvision', 'pydantic', 'pynvml', 'onnxscript', 'timm', 'ortools'):\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Hidden())\n"
+    )
+    out = tmp_path / "out"
+    done = run(out, "--tiny", "--cpu", path=hidden)
+    found = {one["name"]: one["why"] for one in json.loads((out / "evidence.json").read_text())["parts"]}
+    assert [name for name, why in found.items() if why] in ([], ["iee"]), found
+    assert done.returncode == (1 if found["iee"] else 0)
+
+
+def test_resnet50_is_built_where_torchvision_is_broken(parts, monkeypatch):
+    tables = importlib.import_module("gpu_evidence.tables")
+    monkeypatch.setattr(tables.models, "build", lambda name: (_ for _ in ()).throw(RuntimeError("operator nms")))
+    assert sum(p.numel() for p in tables.resnet50().parameters()) == 25_557_032

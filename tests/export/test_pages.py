@@ -129,3 +129,48 @@ def test_a_tip_shows_under_the_pointer(chromium, tmp_path: Path) -> None:
         "document.querySelector('[data-tip]').dispatchEvent(new PointerEvent('pointermove', {bubbles: true}))"
     )
     assert not chromium.evaluate("document.getElementById('tip').hidden")
+
+
+@pytest.mark.parametrize("layers", [3, 150])
+@pytest.mark.parametrize("width", [400, 1400])
+def test_the_bar_of_layers_is_as_long_as_what_it_stands_for(chromium, tmp_path: Path, layers: int, width: int) -> None:
+    run = full_run(layers)
+    dense, slim = (sum(one[key] for one in run["layers"]) + run["fixed_ms"] for key in ("dense_ms", "slim_ms"))
+    run["result"]["target_ms"] = 0.5 * dense
+    chromium.open(write(run, tmp_path / "r.html"), width=width)
+    shares = chromium.evaluate(
+        "[...document.querySelectorAll('.track')].map(track => [...track.querySelectorAll('.stack i')].at(-1)"
+        ".getBoundingClientRect().right).map((right, i, all) => {"
+        "const box = document.querySelectorAll('.track')[i].getBoundingClientRect();"
+        "return (right - box.left) / box.width})"
+    )
+    assert shares == pytest.approx([1.0, slim / dense], abs=0.01)  # browsers round each part down to 1/64 of a pixel
+    mark = chromium.evaluate(
+        "(() => { const t = document.querySelector('.track').getBoundingClientRect();"
+        "return (document.querySelector('.mark').getBoundingClientRect().left - t.left) / t.width })()"
+    )
+    assert mark == pytest.approx(0.5, abs=0.01)
+
+
+def test_rows_that_hardly_matter_are_folded_and_on_paper_all_there(chromium, tmp_path: Path) -> None:
+    run = full_run(0)
+    run["layers"] = [{"name": f"large{i}", "dense_ms": 1.0, "slim_ms": 0.5} for i in range(5)]
+    run["fixed_ms"] = 0.0
+    run["layers"] += [{"name": f"small{i}", "dense_ms": 0.001, "slim_ms": 0.0005} for i in range(20)]
+    chromium.open(write(run, tmp_path / "r.html"), width=1400)
+    assert chromium.evaluate("document.querySelector('summary').textContent").startswith("20 more")
+    assert "20.0 \u00b5s \u2192 10.0 \u00b5s" in chromium.evaluate("document.querySelector('summary').textContent")
+    tall = chromium.evaluate("document.querySelector('details').getBoundingClientRect().height")
+    assert tall < 40
+    chromium.call("Emulation.setEmulatedMedia", media="print", features=[])
+    assert chromium.evaluate("document.querySelector('details').getBoundingClientRect().height") > 20 * 14
+    chromium.call("Emulation.setEmulatedMedia", media="", features=[])
+
+
+def test_nothing_is_cut_off_on_paper(chromium, tmp_path: Path) -> None:
+    """A table that scrolls on a screen is cut at the edge of a sheet."""
+    chromium.open(write(full_run(), tmp_path / "r.html"), width=700)
+    chromium.call("Emulation.setEmulatedMedia", media="print", features=[])
+    wide = "[...document.querySelectorAll('.scroll table')].map(t => t.getBoundingClientRect().right)"
+    assert max(chromium.evaluate(wide)) <= 700
+    chromium.call("Emulation.setEmulatedMedia", media="", features=[])

@@ -113,6 +113,24 @@ def test_a_full_run_makes_a_page_with_every_part_and_its_figures():
     assert "it is the output" in page.words
 
 
+@pytest.mark.parametrize(("predicted_ms", "said"), [(0.39, False), (0.45, False), (0.5, True), (0.2, True)])
+def test_a_machine_that_changed_its_pace_is_told_of(predicted_ms: float, said: bool) -> None:
+    page = Page(render(a_run(dense_predicted_ms=predicted_ms, dense_measured_ms=0.385)))
+    assert ("changed its pace" in page.words) is said
+    modelled = a_run(dense_predicted_ms=predicted_ms, dense_measured_ms=0.385, source="modelled")
+    assert "changed its pace" not in Page(render(modelled)).words
+
+
+def test_a_pruning_without_data_says_so_instead_of_not_measured() -> None:
+    run = a_run(method="one-shot", data=None, top1=None, top1_dense=None, train_flops_ratio=None)
+    words = Page(render(run)).words
+    assert "no data given" in words
+    assert "none, pruned in one step" in words
+    with_data = Page(render(a_run(method="one-shot", top1_dense=None, train_seconds=3.0))).words
+    assert "no data given" not in with_data
+    assert "pruned in one step" not in with_data
+
+
 def test_the_page_loads_nothing_and_is_small():
     page = render(a_run())
     assert "http://" not in page
@@ -272,3 +290,13 @@ def test_quantities_read_well():
     assert text.seconds(271) == "4 min 31 s"
     assert text.seconds(7300) == "2 h 01 min"
     assert text.points(0.97, 0.97) == "±0 points"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 500), st.integers(1, 2000))
+def test_what_is_counted_in_whole_numbers_has_whole_labels(first: int, length: int) -> None:
+    points = [(float(first + i * length / 7 // 1), float(i)) for i in range(8)]
+    drawn = plots.chart([plots.Series("a", "slim", points)], x_unit="epoch")
+    labels = re.findall(r"left:[\d.]+%\">([^<]*)</span>", drawn)
+    assert all(float(label).is_integer() for label in labels)
+    assert len(labels) >= min(2, len({x for x, _ in points}))

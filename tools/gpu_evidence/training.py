@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gpu_evidence.part import Part
-from gpu_evidence.tables import traced
+from gpu_evidence.tables import reachable_ms, traced
 from halp_iee.graph import ChannelGraph
 from halp_iee.importance import score
 from halp_iee.latency import LatencyModel, LatencyTable
@@ -66,10 +66,11 @@ def _structure(part: Part, graph: ChannelGraph) -> tuple[dict[str, np.ndarray], 
         path = part.table(batch, precision)
         try:
             cost = LatencyModel(graph, LatencyTable.load(path))
-            answer = solve(cost, score("magnitude_l2", graph.model, graph), SHARE * cost.dense_ms)
+            scores = score("magnitude_l2", graph.model, graph)
+            answer = solve(cost, scores, reachable_ms(cost, scores, SHARE))
         except Exception:  # no such table, or one that was cut off: the next one
             continue
-        return dict(answer.keep), f"solved for {SHARE} of dense by {path.name}"
+        return dict(answer.keep), f"solved for {answer.latency_ms / cost.dense_ms:.2f} of dense by {path.name}"
     keep = {name: np.arange(max(1, round(0.45 * size))) for name, size in prunable_sizes(graph).items()}
     return keep, "0.45 of every width, since no table is there"
 

@@ -109,7 +109,8 @@ def _predicted(found: list[Row]) -> str:
 def _solved(found: list[Row]) -> str:
     return _table(
         ["network", "asked", "measured ms", "of dense", "FPS", "GMACs", "M params", "gap", "mJ an image"],
-        [[r["network"], _share(r.get("target")), _ms(r["measured_ms"]), _share(r.get("of_dense")), f"{r['fps']:.0f}",
+        [[r["network"] + (", at the floor" if r.get("floor_is_above_target") else ""),
+          _share(r.get("target")), _ms(r["measured_ms"]), _share(r.get("of_dense")), f"{r['fps']:.0f}",
           f"{r['macs'] / 1e9:.2f}", f"{r['params'] / 1e6:.2f}", _share(r.get("gap")),
           "-" if r.get("energy_mj") is None else f"{r['energy_mj']:.3g}"] for r in found],
     )  # fmt: skip
