@@ -44,6 +44,11 @@ _FORMATS = ("onnx", "openvino", "tensorrt", "torch-export", "safetensors")
     help="An .npy file of inputs for int8 as the network takes them, where the run has no data.",
 )  # fmt: skip
 @click.option("--calibration-images", type=click.IntRange(1), default=256, show_default=True, metavar="N")
+@click.option(
+    "--test-images", type=click.IntRange(1), default=None, metavar="N",
+    help="Images of the test set on which accuracy is compared, spread over it.  [default: 250 to 5000, fewer for "
+    "larger networks]",
+)  # fmt: skip
 @options.json_flag
 def command(
     run: Path,
@@ -55,6 +60,7 @@ def command(
     max_drop: float | None,
     calibration: Path | None,
     calibration_images: int,
+    test_images: int | None,
     as_json: bool,
 ) -> int:
     """Write a run's slim network as a file to deploy.
@@ -75,7 +81,7 @@ def command(
 
     chosen = Options(
         format=form, precision=precision, dynamic_batch=dynamic_batch, opset=opset, max_drop=max_drop,
-        calibration_images=calibration_images,
+        calibration_images=calibration_images, test_images=test_images,
     )  # fmt: skip
     chosen.check()
     if calibration is not None:

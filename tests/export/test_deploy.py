@@ -21,7 +21,7 @@ from halp_iee.export.call import as_call
 from halp_iee.export.deploy import deploy, exports_of
 from halp_iee.export.onnx import export_onnx
 from halp_iee.export.quantise import agreement, quantise
-from halp_iee.export.source import MAX_DROP, SUFFIX, Options
+from halp_iee.export.source import MAX_DROP, SUFFIX, Options, source_of
 from halp_iee.measure.accuracy import Accuracy
 from halp_iee.measure.runtime import OnnxEngine
 from halp_iee.run.directory import RunDirectory
@@ -37,6 +37,18 @@ try:
 except ImportError:
     HAS_OPENVINO = False
 needs_openvino = pytest.mark.skipif(not HAS_OPENVINO, reason="OpenVINO is an extra that is not installed here")
+
+
+@pytest.mark.parametrize(
+    ("asked", "macs", "images"), [(7, 1e6, 7), (900, 1e6, 500), (None, 1e6, 500), (None, 1e9, 400), (None, 9e9, 250)]
+)
+def test_a_large_network_is_compared_on_images_spread_over_the_test_set(a_run: Run, asked, macs, images) -> None:
+    directory = RunDirectory(a_run.root)
+    source = source_of(directory, {**a_run.result, "macs": macs}, Options(test_images=asked))
+    found = torch.cat([batch for batch, _ in source.test_batches()])
+    whole = torch.cat([batch for batch, _ in source.data.test.batches(250)])
+    assert len(found) == images
+    assert torch.equal(found[[0, -1]], whole[[0, -1]])
 
 
 @pytest.mark.parametrize(
