@@ -96,18 +96,20 @@ def test_a_checkpoint_of_another_network_or_table_is_refused(
     network: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run(["train", "--model", network, *QUICK])
+    quick = [*QUICK, "--latency-target", "0.85"]  # also above the floor that a busy machine's timings leave
+    code = run(["train", "--model", network, *quick])
+    assert code in (0, 4), capsys.readouterr().err
     capsys.readouterr()
     Path("run/result.json").unlink()
     checkpoint = Path("run/dense/checkpoint.safetensors")
     raw = checkpoint.read_bytes()
     checkpoint.write_bytes(raw.replace(b"halp-iee checkpoint 2", b"halp-iee checkpoint 9"))
-    assert "checkpoint 9" in complaint(capsys, run(["train", "--model", network, *QUICK]), 1)
+    assert "checkpoint 9" in complaint(capsys, run(["train", "--model", network, *quick]), 1)
     checkpoint.write_bytes(Path("run/slim/checkpoint.safetensors").read_bytes())
-    assert "another run" in complaint(capsys, run(["train", "--model", network, *QUICK]), 1)
+    assert "another run" in complaint(capsys, run(["train", "--model", network, *quick]), 1)
     checkpoint.write_bytes(raw)
     points = json.loads(Path("run/calibration.json").read_text())
     for point in points:
         point["measured_ms"] *= 3  # as if the machine, and so the table, were another
     Path("run/calibration.json").write_text(json.dumps(points))
-    assert "latency table" in complaint(capsys, run(["train", "--model", network, *QUICK]), 1)
+    assert "latency table" in complaint(capsys, run(["train", "--model", network, *quick]), 1)
