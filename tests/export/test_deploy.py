@@ -67,7 +67,9 @@ def test_every_format_and_precision_keeps_the_accuracy_of_the_run(a_run: Run, fo
     out = a_run.root / f"net{SUFFIX[form]}"
     done = deploy(RunDirectory(a_run.root), a_run.result, out, Options(form, precision, dynamic))
     assert out.is_file()
-    assert abs(done.top1 - a_run.result["top1"]) <= MAX_DROP[precision]
+    assert a_run.result["top1"] - done.top1 <= MAX_DROP[precision] + 1e-9
+    if precision != "int8":  # whose rounding may as well turn some images of a hardly trained network the right way
+        assert done.top1 - a_run.result["top1"] <= MAX_DROP[precision] + 1e-9
     assert done.images == 500
     assert done.bytes == sum(Path(file).stat().st_size for file in done.files)
     new = listing(a_run.root) - before
