@@ -136,7 +136,7 @@ def judged(name: str, work: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]
     assert cost.calibration is not None
     facts = json.loads((folder / "sweep.json").read_text())
     facts |= {"calibration_worst": cost.calibration.worst, "scale": cost.calibration.scale,
-              "offset_ms": cost.calibration.offset_ms, "weight_ms_per_mb": cost.calibration.weight_ms_per_mb,
+              "offset_ms": cost.calibration.offset_ms,
               "calibrated_on": len(cost.calibration.measured_ms), "dense_ms": times["dense"]["ms"],
               "spread": float(np.median([(t["p75_ms"] - t["p25_ms"]) / t["ms"] for t in times.values()]))}  # fmt: skip
     return facts, rows
@@ -157,16 +157,16 @@ def render(
         "For every family a table was swept, and in a run of its own the dense network, some random slim ones"
         " and the held-out ones were timed in turn, round after round, so that what slowed the machine slowed"
         " all of them alike. What had changed since the sweep and is common to all networks of a family goes "
-        "into the scale of the calibration, which also fits an offset and, where networks left out of the fit"
-        " speak for it, a cost of the weights. The held-out networks take no part in any of that. *Spread* is"
+        "into the scale of the calibration, which also fits an offset. The held-out networks take no part in"
+        " that. *Spread* is"
         " the median over a family's networks of the distance between the quartiles of their runs: what one "
         "measurement on this machine is uncertain by. ",
         "",
         "*solved*: widths as the solver chooses them for random scores. *even*: random multiples of 8. *odd*: every "
         "width drawn at random. None of them is among the networks that the model was calibrated on.", "",
         "| network | kernels | points | of the exhaustive grid | sweep s | held-out points, median | memory GB "
-        "| calibrated on | scale | offset ms | us a MB of weights | calibration's worst | spread |",
-        "| --- " * 13 + "|",
+        "| calibrated on | scale | offset ms | calibration's worst | spread |",
+        "| --- " * 12 + "|",
     ]  # fmt: skip
     by_family = {s["network"]: np.abs([r["error"] for r in rows if r["network"] == s["network"]]) for s in sweeps}
     for s in sweeps:
@@ -174,7 +174,7 @@ def render(
         lines.append(
             f"| {s['network']} | {s['kernels']} | {s['points']} | {share:.2f}% | {s['seconds']:.0f} "
             f"| {100 * s['held_out_error']:.1f}% | {s['peak_gb']:.2f} | {s['calibrated_on']} | {s['scale']:.3f} "
-            f"| {s['offset_ms']:.3f} | {1e3 * s['weight_ms_per_mb']:.0f} | {100 * s['calibration_worst']:.1f}% "
+            f"| {s['offset_ms']:.3f} | {100 * s['calibration_worst']:.1f}% "
             f"| {100 * s['spread']:.1f}% |"
         )
     lines += ["", "| network | median error | worst error | worst without this family |", "| --- " * 4 + "|"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -58,17 +60,35 @@ def deploy(run: RunDirectory, result: Mapping[str, Any], out: Path, options: Opt
 
 @contextmanager
 def _beside(out: Path) -> Iterator[Path]:
-    """A folder on the same file system, gone in the end."""
+    """A folder on the same file system, gone in the end, also when the process is told to end meanwhile."""
     try:
         folder = tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent)
     except OSError as error:
         raise ArtifactError(
             f"Cannot write {out}", (error.strerror or str(error)).lower(), "Choose a folder that you may write to"
         ) from error
+    with _told_to_end():
+        try:
+            yield Path(folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _told_to_end() -> Iterator[None]:
+    """SIGTERM ends the process as an exception does, so that what must be cleared away is; 143 is the shell's code."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield  # no thread but the main one may ask for signals, and a caller's own handler stands
+        return
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
     try:
-        yield Path(folder)
+        yield
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _put(files: tuple[Path, ...], folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 from typing import Protocol
 
 import numpy as np
@@ -28,7 +27,6 @@ class LayerCost:
         kernel: what runs.
         surface: its latency as the table has it.
         scale: by which calibration against whole networks multiplies it.
-        weight_ms_per_mb: what calibration adds for the kernel's weights.
     """
 
     name: str
@@ -37,7 +35,6 @@ class LayerCost:
     kernel: Kernel
     surface: Latency
     scale: float = 1.0
-    weight_ms_per_mb: float = 0.0
 
     def ms(self, c_in: np.ndarray | int, c_out: np.ndarray | int) -> np.ndarray:
         """Latency in ms at ``c_in`` and ``c_out`` channels, which broadcast.
@@ -48,19 +45,7 @@ class LayerCost:
         Raises:
             TableError: a width outside of what the table covers.
         """
-        ms = self.scale * self.surface(c_in, c_out)
-        if not self.weight_ms_per_mb:
-            return ms
-        return np.maximum(0.0, ms + self.weight_ms_per_mb * self.weights_mb(c_in, c_out))
-
-    def weights_mb(self, c_in: np.ndarray | int, c_out: np.ndarray | int) -> np.ndarray:
-        """Size of the kernel's weights in MB (2^20 bytes) as fp32, which broadcasts likewise."""
-        k, into, out = self.kernel, np.asarray(c_in), np.asarray(c_out)
-        if k.op in ("conv", "conv_transpose"):
-            count = prod(k.kernel_size) * (into * (k.group_out or 1) if k.group_width else into * out)
-        else:
-            count = into * out if k.op == "linear" else np.zeros(())
-        return np.broadcast_to(4 * count / 2**20, np.broadcast_shapes(into.shape, out.shape))
+        return self.scale * self.surface(c_in, c_out)
 
     @property
     def dense_ms(self) -> float:

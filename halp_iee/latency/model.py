@@ -84,9 +84,7 @@ class LatencyModel:
         return self.fixed_ms + sum(float(c.ms(c.c_in(widths), c.c_out(widths))) for c in self.layers)
 
     def calibrate(self, points: Sequence[tuple[Mapping[str, int], float]]) -> LatencyModel:
-        """Fits scale, offset and, given enough networks, a cost of the weights to whole networks.
-
-        See ``halp_iee.latency.calibration.fitted``.
+        """Fits scale and offset to whole networks; see ``halp_iee.latency.calibration.fitted``.
 
         Args:
             points: (widths, measured ms) of networks that were built and timed in the runtime.
@@ -104,19 +102,15 @@ class LatencyModel:
                 "there are no points" if not len(measured) else "a measured latency is not a number above 0",
                 "Measure at least the dense network",
             )
-        raw = self._with(1.0, 0.0, 0.0, None)
+        raw = self._with(1.0, 0.0)
         predicted = np.array([raw.predict(widths) for widths, _ in points])
-        scale, offset, per_mb = fitted(predicted, measured, np.array([raw.weights_mb(widths) for widths, _ in points]))
-        model = self._with(scale, offset, per_mb, None)
+        scale, offset = fitted(predicted, measured)
+        model = self._with(scale, offset)
         residuals = np.array([model.predict(widths) for widths, _ in points]) / measured - 1
         model.calibration = Calibration(
-            scale, offset, tuple(predicted.tolist()), tuple(measured.tolist()), tuple(residuals.tolist()), per_mb
+            scale, offset, tuple(predicted.tolist()), tuple(measured.tolist()), tuple(residuals.tolist())
         )
         return model
-
-    def weights_mb(self, widths: Mapping[str, int]) -> float:
-        """Weights of the layers' kernels in MB, as fp32."""
-        return sum(float(c.weights_mb(c.c_in(widths), c.c_out(widths))) for c in self.layers)
 
     def describe(self) -> tuple[LayerReport, ...]:
         """Every layer's kernel, dense widths, dense latency in ms and share of the network's, in execution order."""
@@ -133,10 +127,10 @@ class LatencyModel:
             for c in self.layers
         )
 
-    def _with(self, scale: float, offset_ms: float, per_mb: float, calibration: Calibration | None) -> LatencyModel:
+    def _with(self, scale: float, offset_ms: float) -> LatencyModel:
         other = object.__new__(LatencyModel)
-        other.layers = tuple(replace(c, scale=scale, weight_ms_per_mb=per_mb) for c in self.layers)
+        other.layers = tuple(replace(c, scale=scale) for c in self.layers)
         other.graph = self.graph
         other.missing, other.unmodelled, other.table = self.missing, self.unmodelled, self.table
-        other.fixed_ms, other.calibration = offset_ms, calibration
+        other.fixed_ms, other.calibration = offset_ms, None
         return other

@@ -113,14 +113,20 @@ class Surface:
             out[rows] = left @ (grid[mine] @ right.T)
         return out
 
+    def kinds_in(self) -> list[np.ndarray]:
+        """The input's lines (their places), each kind of width apart; see ``Steps``."""
+        held = self._kind(self.lines_in)
+        return [np.flatnonzero(held == k) for k in np.unique(held)]
+
+    def _kind(self, c: np.ndarray) -> np.ndarray:
+        """0: free, 1: aligned, 2: not aligned."""
+        s = self.steps
+        return np.where(c < s.free_below, 0, np.where((s.align <= 1) | (c % max(1, s.align) == 0), 1, 2))
+
     def _classes(self, a: np.ndarray, lines: np.ndarray) -> list[tuple[np.ndarray, int, int, np.ndarray]]:
         """(the queries, block in, block out, the lines) of each kind of input width that is asked for."""
         s = self.steps
-
-        def kind(c: np.ndarray) -> np.ndarray:  # 0: free, 1: aligned, 2: not aligned
-            return np.where(c < s.free_below, 0, np.where((s.align <= 1) | (c % max(1, s.align) == 0), 1, 2))
-
-        asked, held = kind(a), kind(lines)
+        asked, held = self._kind(a), self._kind(lines)
         out = []
         for k, (block_in, block_out) in enumerate(((1, s.block_out), (s.block_in, s.block_out), (1, 1))):
             rows = np.flatnonzero(asked == k)

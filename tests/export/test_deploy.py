@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -219,6 +220,19 @@ def test_a_disk_that_fills_up_leaves_nothing(a_run: Run, monkeypatch) -> None:
     with pytest.raises(ArtifactError, match="no space"):
         deploy(RunDirectory(a_run.root), a_run.result, a_run.root / "x.safetensors", Options("safetensors"))
     assert listing(a_run.root) == before
+
+
+def test_an_export_that_is_told_to_end_leaves_nothing(a_run: Run, monkeypatch) -> None:
+    def ended(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = listing(a_run.root)
+    monkeypatch.setattr(deploying, "prove", ended)
+    with pytest.raises(SystemExit) as caught:
+        deploy(RunDirectory(a_run.root), a_run.result, a_run.root / "x.safetensors", Options("safetensors"))
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert listing(a_run.root) == before
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 class Deaf(torch.nn.Module):

@@ -72,17 +72,22 @@ def test_without_a_gpu_the_large_sizes_are_refused_at_once(tmp_path):
     assert time.monotonic() - since < 60
 
 
-def test_a_package_that_is_missing_costs_the_parts_that_need_it_a_line_each(tmp_path):
-    hidden = tmp_path / "hidden"
-    hidden.mkdir()
-    (hidden / "sitecustomize.py").write_text(
+def without(folder: Path, *packages: str) -> Path:
+    """A folder that, on the path, makes a Python of its own find none of these packages."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
         "import sys\n"
         "class Hidden:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.partition('.')[0] == 'scipy':\n"
-        "            raise ModuleNotFoundError(\"No module named 'scipy'\", name='scipy')\n"
+        f"        if name.partition('.')[0] in {packages!r}:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
         "sys.meta_path.insert(0, Hidden())\n"
     )
+    return folder
+
+
+def test_a_package_that_is_missing_costs_the_parts_that_need_it_a_line_each(tmp_path):
+    hidden = without(tmp_path / "hidden", "scipy")
     out = tmp_path / "out"
     done = run(out, "--tiny", "--cpu", "--only", "sweep-b1-fp32", "training", path=hidden)
     assert done.returncode == 1
@@ -161,16 +166,7 @@ def test_the_network_for_machines_without_torchvision_is_the_same(parts):
 
 def test_without_torchvision_pydantic_and_the_driver_package_nothing_is_lost_but_iee(tmp_path):
     """What is installed on the machine this is for: torch, onnx, onnxruntime, scikit-learn, accelerate, pandas."""
-    hidden = tmp_path / "hidden"
-    hidden.mkdir()
-    (hidden / "sitecustomize.py").write_text(
-        "import sys\n"
-        "class Hidden:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.partition('.')[0] in ('torchvision', 'pydantic', 'pynvml', 'onnxscript', 'timm', 'ortools'):\n"
-        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
-        "sys.meta_path.insert(0, Hidden())\n"
-    )
+    hidden = without(tmp_path / "hidden", "torchvision", "pydantic", "pynvml", "onnxscript", "timm", "ortools")
     out = tmp_path / "out"
     done = run(out, "--tiny", "--cpu", path=hidden)
     found = {one["name"]: one["why"] for one in json.loads((out / "evidence.json").read_text())["parts"]}

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import textwrap
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -93,3 +96,24 @@ def test_programs_that_could_run_code_are_not_read(the_run: Run, tmp_path: Path)
 )  # fmt: skip
 def test_sizes_are_arithmetic_or_refused(text: str, fine: bool) -> None:
     assert torch_export._is_arithmetic(text) is fine
+
+
+def test_a_disk_that_fills_up_is_an_error_and_not_the_end_of_the_process(tmp_path: Path) -> None:
+    """torch's own writer of archives ends the process there, so a process of its own is what tries it."""
+    script = f"""
+        import resource, sys
+        from pathlib import Path
+        import torch
+        from halp_iee.export import torch_export
+        from halp_iee.export.call import as_call
+        model, x = torch.nn.Linear(200, 200), torch.zeros(1, 200)
+        program = torch_export.program_of(model, as_call(model, x), dynamic_batch=False)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))  # the weights alone are 160,000 bytes
+        try:
+            torch_export.write_program(program, Path({str(tmp_path / "x.pt2")!r}), {{}})
+        except OSError as error:
+            print("said:", error.strerror)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "said: File too large" in done.stdout

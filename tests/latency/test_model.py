@@ -2,7 +2,6 @@ import random
 
 import numpy as np
 import pytest
-import torch
 
 from halp_iee.graph.records import ChannelGroup
 from halp_iee.latency import LatencyModel, LatencyTable
@@ -11,7 +10,6 @@ from halp_iee.solve import solve
 from halp_profiler import sweep
 from halp_profiler import table as tables
 from halp_profiler.errors import TableError, UsageError
-from halp_profiler.records import Point
 from tests.latency.networks import residual_network
 from tests.profiler.fakes import FakeBackend, header
 
@@ -74,48 +72,6 @@ def test_calibration_recovers_a_known_scale_and_offset(network, model):
         assert fitted.calibration.worst < 1e-6
         assert model.calibration is None
         assert model.fixed_ms == 0
-
-
-def test_a_cost_of_the_weights_is_found_where_there_is_one(network, model):
-    rng = random.Random(1)
-    for _ in range(10):
-        per_mb = rng.choice([-0.3, 0.5]) * model.dense_ms / model.weights_mb({})
-        points = [
-            (w, 1.1 * model.predict(w) + per_mb * model.weights_mb(w)) for w in some_widths(network, 9, rng.random())
-        ]
-        few = model.calibrate(points[:6])
-        assert few.calibration.weight_ms_per_mb == 0
-        fitted = model.calibrate(points)
-        assert fitted.calibration.weight_ms_per_mb == pytest.approx(per_mb, rel=1e-4)
-        for widths in some_widths(network, 5, rng.random()):
-            truth = 1.1 * model.predict(widths) + per_mb * model.weights_mb(widths)
-            assert fitted.predict(widths) == pytest.approx(truth, rel=1e-4)
-
-
-def test_noise_is_not_taken_for_a_cost_of_the_weights(network, model):
-    taken = 0
-    for seed in range(20):
-        rng = random.Random(seed)
-        points = [(w, 1.1 * model.predict(w) * rng.gauss(1, 0.02)) for w in some_widths(network, 8, seed)]
-        taken += model.calibrate(points).calibration.weight_ms_per_mb != 0
-    assert taken <= 5
-
-
-def test_weights_are_counted_as_torch_counts_them():
-    from halp_iee import models, trace
-
-    graph = trace(models.build("mobilenet_v2"), torch.randn(1, 3, 64, 64))
-    table = LatencyTable(tables.Table(header(), tuple(_corners(graph))))
-    stored = sum(p.numel() for p in graph.model.parameters() if p.ndim > 1)
-    assert LatencyModel(graph, table).weights_mb({}) == pytest.approx(4 * stored / 2**20)
-
-
-def _corners(graph):
-    """One point at each end of every kernel's ranges."""
-    for r in sweep_plan(graph):
-        for c_in in {*r.c_in}:
-            outs = {r.kernel.c_out_of(c_in)} if r.kernel.diagonal else {*r.c_out}
-            yield from (Point(r.kernel, c_in, c_out, 1.0, 1.0, 1.0, 1) for c_out in outs)
 
 
 def test_one_point_fits_the_scale_alone(model):

@@ -117,3 +117,15 @@ def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, method: Spars
     F.cross_entropy(model(x), y).backward()
     optimizer.step()
     method.step()
+
+
+def linear(rows: int = 6, columns: int = 10) -> tuple[nn.Sequential, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(columns, rows))
+    return model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+
+def backward(model: nn.Module, seed: int = 0) -> None:
+    torch.manual_seed(seed)
+    model.zero_grad()
+    model(torch.randn(8, 10)).square().mean().backward()

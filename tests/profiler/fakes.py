@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -65,3 +66,21 @@ class FakeBackend:
     def measure(self, requests: Sequence[Request]) -> list[Point]:
         self.asked += requests
         return [point(r.kernel, r.c_in, r.c_out, staircase_ms(r.kernel, r.c_in, r.c_out)) for r in requests]
+
+
+@dataclass
+class Lottery(FakeBackend):
+    """One reading in ``1 / share`` is off by ``off``, whatever else is steady about it."""
+
+    share: float = 0.1
+    off: tuple[float, ...] = (1.5, 0.7)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self._rng = random.Random(self.seed)
+
+    def measure(self, requests: Sequence[Request]) -> list[Point]:
+        def drawn() -> float:
+            return self._rng.choice(self.off) if self._rng.random() < self.share else 1.0
+
+        return [point(p.kernel, p.c_in, p.c_out, p.median_ms * drawn()) for p in super().measure(requests)]

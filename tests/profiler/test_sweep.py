@@ -17,7 +17,7 @@ from halp_profiler.backends.base import Request
 from halp_profiler.errors import DeviceError, TableError, UsageError
 from halp_profiler.kernel import Kernel, KernelRange
 from halp_profiler.surface import Surface
-from tests.profiler.fakes import CONV, DEPTHWISE, LINEAR, FakeBackend, staircase_ms
+from tests.profiler.fakes import CONV, DEPTHWISE, LINEAR, FakeBackend, Lottery, staircase_ms
 
 RANGES = [
     KernelRange(CONV, (1, 200), (1, 150)),
@@ -47,6 +47,33 @@ def test_an_adaptive_sweep_finds_the_staircase_from_few_points(tmp_path):
         errors.append(float(found[CONV](c_in, c_out)) / staircase_ms(CONV, c_in, c_out) - 1)
     assert np.median(np.abs(errors)) < 0.01
     assert np.quantile(np.abs(errors), 0.95) < 0.06
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_stray_readings_are_not_believed(tmp_path, seed):
+    """One reading in ten is half again as slow, or a third quicker: few are left, and they cost no lines of points."""
+    calm = sweep.run(FakeBackend(), RANGES[:2], tmp_path / "calm.jsonl")
+    lottery = Lottery(seed=seed)
+    result = sweep.run(lottery, RANGES[:2], tmp_path / "t.jsonl")
+    assert result.measured < 2 * calm.measured
+    assert result.held_out_error < 0.02
+    points = [p for p in tables.read(tmp_path / "t.jsonl").points if "held_out" not in p.flags]
+    stray = sum(p.median_ms != pytest.approx(staircase_ms(*p.key), rel=0.01) for p in points)
+    assert stray < 0.05 * len(points)  # of a tenth; what is left lies between its neighbours
+
+
+def test_what_is_slower_every_time_stays(tmp_path):
+    class Trap(FakeBackend):
+        def measure(self, requests):
+            return [
+                replace(p, **({"median_ms": 2 * p.median_ms} if p.c_in == 64 else {}))
+                for p in super().measure(requests)
+            ]
+
+    sweep.run(Trap(), RANGES[:1], tmp_path / "t.jsonl")
+    found = surfaces(tmp_path / "t.jsonl")[CONV]
+    assert float(found(64, 150)) == pytest.approx(2 * staircase_ms(CONV, 64, 150))
+    assert float(found(80, 150)) == pytest.approx(staircase_ms(CONV, 80, 150), rel=0.02)
 
 
 def test_the_table_covers_every_width_of_its_ranges(tmp_path):
@@ -117,7 +144,8 @@ def test_a_sweep_that_was_stopped_goes_on_where_it_stopped(tmp_path):
     whole = FakeBackend()
     sweep.run(whole, RANGES, tmp_path / "whole.jsonl")
     done = [(r.kernel, r.c_in, r.c_out) for r in first.asked]
-    assert not {(r.kernel, r.c_in, r.c_out) for r in second.asked} & set(done)
+    again = {(r.kernel, r.c_in, r.c_out) for r in second.asked} & set(done)
+    assert len(again) < 0.2 * len(done)  # those that stand out
     assert {p.key for p in tables.read(path).points} == {p.key for p in tables.read(tmp_path / "whole.jsonl").points}
 
 
@@ -145,7 +173,8 @@ def test_kill_9_at_any_moment_leaves_a_table_that_can_be_gone_on_with(tmp_path):
         assert tables.read(path).points
     known, backend = tables.read(path).keys(), FakeBackend()
     sweep.run(backend, RANGES, path)
-    assert not any((r.kernel, r.c_in, r.c_out) in known for r in backend.asked)
+    again = {(r.kernel, r.c_in, r.c_out) for r in backend.asked} & set(known)
+    assert len(again) < 0.2 * len(known)  # those that stand out
 
 
 def test_the_time_budget_ends_the_refinement_but_the_table_is_usable(tmp_path):
