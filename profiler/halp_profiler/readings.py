@@ -75,7 +75,7 @@ class Readings:
         """Reads points once more, each at most ``MOST_READINGS`` times in all; False when the time ran out first.
 
         The median of a point's readings stands: what else is in the same network, and where the runtime puts its
-        tensors, makes one reading of a dozen slower than the others by 10 to 50%, and some quicker.
+        tensors, makes some readings of a point slower than its others by 10 to 50%, and some quicker.
         """
         todo = [
             key for key in dict.fromkeys(keys) if len(self.again.get(key, ())) < MOST_READINGS and key in self.points

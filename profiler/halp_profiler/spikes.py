@@ -7,7 +7,7 @@ import numpy as np
 from halp_profiler.surface import Surface
 
 
-def standing_out(surface: Surface, tolerance: float, least_ms: float = 0.0) -> list[tuple[int, int, float]]:
+def standing_out(surface: Surface, tolerance: float) -> list[tuple[int, int, float]]:
     """The measured points that are slower than both of their neighbours, or quicker than both, on either axis.
 
     Neighbours are the next lines of the same kind (see ``Steps``). At the ends, where there is one neighbour only, it
@@ -15,7 +15,6 @@ def standing_out(surface: Surface, tolerance: float, least_ms: float = 0.0) -> l
 
     Args:
         tolerance: share of the neighbour's latency by which a point may be beyond it.
-        least_ms: what is beyond by less is passed over.
 
     Returns:
         (c_in, c_out, ms beyond the neighbour) of each.
@@ -26,7 +25,7 @@ def standing_out(surface: Surface, tolerance: float, least_ms: float = 0.0) -> l
         beyond[kind] = _beyond(ms[kind], tolerance)
     if not surface.kernel.diagonal:
         beyond = np.maximum(beyond, _beyond(ms.T, tolerance).T)
-    rows, columns = np.nonzero(surface.measured & (beyond > least_ms))
+    rows, columns = np.nonzero(surface.measured & (beyond > 0))
     kernel = surface.kernel
     return [
         (c_in, kernel.c_out_of(c_in) if kernel.diagonal else int(surface.lines_out[j]), float(beyond[i, j]))
