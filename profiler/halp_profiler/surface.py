@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from halp_profiler.completion import completed
 from halp_profiler.errors import TableError
 from halp_profiler.kernel import Kernel
 from halp_profiler.steps import Steps
@@ -25,8 +26,9 @@ class Surface:
     is never smeared over its neighbours: T(b) and T(b + 1) are as far apart as measured. A block without a
     line lies linearly between the tops of the measured blocks around it. Aligned and unaligned input widths
     are interpolated among their own kind (see ``Steps``). Grid cells that were not measured are
-    filled by what the complete lines say there, times how the cell's own line differs from that where it was
-    measured. At a measured point the surface is that measurement.
+    filled by what the complete lines say there, times how much slower the cell's own lines are where they were
+    measured, as far as that is more than noise (see ``completed``). At a measured point the surface is that
+    measurement.
 
     Args:
         kernel: whose points these are.
@@ -142,13 +144,7 @@ class Surface:
         core.kernel, core.steps = self.kernel, self.steps
         core.lines_in, core.lines_out = self.lines_in[rows], self.lines_out[columns]
         base = core._outer(grid[np.ix_(rows, columns)], self.lines_in, self.lines_out, core.lines_in, core.lines_out)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = np.where(np.isfinite(grid) & (base > 0), grid / base, np.nan)
-        along_rows = _spread(ratio, self.lines_out)
-        along_columns = _spread(ratio.T, self.lines_in).T
-        along_rows[rows] = 1.0
-        along_columns[:, columns] = 1.0
-        return np.where(np.isfinite(grid), grid, base * along_rows * along_columns)
+        return completed(grid, base, rows, columns)
 
 
 def _weights(lines: np.ndarray, asked: np.ndarray, block: int) -> _Weights:
@@ -199,13 +195,3 @@ def _core(known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             columns[np.flatnonzero(columns)[by_column.argmin()]] = False
         else:
             rows[np.flatnonzero(rows)[by_row.argmin()]] = False
-
-
-def _spread(ratio: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """Each row's known ratios, carried linearly over the rest of the row; 1 where a row knows none."""
-    out = np.ones_like(ratio)
-    for i, row in enumerate(ratio):
-        known = np.isfinite(row)
-        if known.any():
-            out[i] = np.interp(positions, positions[known], row[known])
-    return out
