@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,9 @@ from halp_iee.export.onnx import writable
 from halp_iee.export.source import SUFFIX, Options, calibration, source_of
 from halp_iee.progress import Progress, Silent
 from halp_iee.run.directory import RunDirectory, read_json, write_json
+
+_LOCK = "lock"
+"""In the folder that an export works in; held as long as the export runs."""
 
 
 def deploy(run: RunDirectory, result: Mapping[str, Any], out: Path, options: Options, progress: Progress | None = None
@@ -60,18 +65,32 @@ def deploy(run: RunDirectory, result: Mapping[str, Any], out: Path, options: Opt
 
 @contextmanager
 def _beside(out: Path) -> Iterator[Path]:
-    """A folder on the same file system, gone in the end, also when the process is told to end meanwhile."""
-    try:
-        folder = tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent)
-    except OSError as error:
-        raise ArtifactError(
-            f"Cannot write {out}", (error.strerror or str(error)).lower(), "Choose a folder that you may write to"
-        ) from error
-    with _told_to_end():
+    """A folder on the same file system, gone in the end, also when the process is told to end meanwhile.
+
+    What an export that was killed has left there goes too: nobody holds the lock of its folder any more.
+    """
+    with _told_to_end(), ExitStack() as during:
         try:
-            yield Path(folder)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+        except OSError as error:
+            raise ArtifactError(
+                f"Cannot write {out}", (error.strerror or str(error)).lower(), "Choose a folder that you may write to"
+            ) from error
+        during.callback(shutil.rmtree, folder, ignore_errors=True)
+        with suppress(OSError):  # where files cannot be locked, nothing is known of what others left
+            held = during.enter_context(open(folder / "unlocked", "wb"))
+            fcntl.flock(held, fcntl.LOCK_EX)
+            os.rename(held.name, folder / _LOCK)  # under this name it was never seen unlocked
+        for other in out.parent.glob(f".{escape(out.name)}.*.partial"):
+            _remove_if_left(other)
+        yield folder
+
+
+def _remove_if_left(folder: Path) -> None:
+    """Remove the folder of an export that has ended; one without a lock is nobody's that is known, and stays."""
+    with suppress(OSError), open(folder / _LOCK, "rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -385,7 +385,7 @@ def export(
 def measure(job: Job, network: Network, cost: Cost, exported: Path, run: RunDirectory, progress: Progress) -> Measured:
     """Time both files in turn in the runtime, and the accuracy of the small one there."""
     from halp_iee.measure.accuracy import top1_onnx
-    from halp_iee.measure.latency import measure_onnx
+    from halp_iee.measure.latency import measure_pair
 
     top1 = None
     if network.data is not None:
@@ -394,7 +394,5 @@ def measure(job: Job, network: Network, cost: Cost, exported: Path, run: RunDire
     if cost.clock is None:
         return Measured(None, None, top1, False)
     with progress.task("measurement in the runtime"):
-        files = {"dense": run.dense_onnx, "slim": exported}
-        timings = measure_onnx(files, threads=job.device.threads, batch=job.device.batch, seconds=3.0)
-    dense, slim = timings["dense"], timings["slim"]
+        dense, slim = measure_pair(run.dense_onnx, exported, threads=job.device.threads, batch=job.device.batch)
     return Measured(dense.median_ms, slim.median_ms, top1, dense.unstable or slim.unstable)

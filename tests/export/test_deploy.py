@@ -239,6 +239,31 @@ def test_an_export_that_is_told_to_end_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_killed_export_left_goes_with_the_next_one(tmp_path: Path) -> None:
+    out = tmp_path / "net.onnx"
+    script = f"""
+        import os, signal
+        from pathlib import Path
+        from halp_iee.export import deploy
+        with deploy._beside(Path({str(out)!r})) as folder:
+            (folder / "net.onnx").write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, timeout=300)
+    assert done.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    of_nobody = tmp_path / ".net.onnx.abc.partial"
+    of_nobody.mkdir()
+    with deploying._beside(tmp_path / "other.onnx"):
+        assert left.exists()
+    # Two that run at once leave one another alone.
+    with deploying._beside(out) as first, deploying._beside(out) as second:
+        assert not left.exists()
+        assert first.exists()
+        assert second.exists()
+    assert list(tmp_path.iterdir()) == [of_nobody]
+
+
 class Deaf(torch.nn.Module):
     """Its first layer is dead or not; what it returns is of another size than 1 either way."""
 
