@@ -22,8 +22,9 @@ from halp_iee.graph.sandbox import (
     steady_randomness,
     tensors_in,
     training_flags,
+    walk,
 )
-from halp_iee.slim.surgery import fit_numbers, replacing, slim_tensors
+from halp_iee.slim.surgery import WEIGHT_NAMES, fit_numbers, groups_left, replacing, slim_tensors
 
 if TYPE_CHECKING:
     from halp_iee.graph.graph import ChannelGraph
@@ -64,11 +65,31 @@ def recipe_of(graph: ChannelGraph, keep: Mapping[str, np.ndarray]) -> dict[str, 
     numbers |= {f"{module}|{name}|{item}": value for (module, name, item), value in graph.numbers(keep).items()}
     if numbers:
         recipe["numbers"] = numbers
+    groups = _groups_of_convolutions(graph, keep, {} if before is None else before.get("convolutions", {}))
+    if groups:
+        recipe["convolutions"] = groups
     if before is not None:
         recipe["earlier"] = [*before.get("earlier", []), {key: before[key] for key in ("keep", "groups")}]
         if "removed" in before:
             recipe["removed"] = dict(before["removed"])
     return recipe
+
+
+def _groups_of_convolutions(
+    graph: ChannelGraph, keep: Mapping[str, np.ndarray], before: Mapping[str, int]
+) -> dict[str, int]:
+    """How many groups the convolutions have of which the shapes alone do not tell: now, or when slimmed before."""
+    found = dict(graph.structure.kept_groups)
+    positions = graph.positions(keep) if set(before) - set(found) else {}
+    modules = dict(walk(graph.model))
+    for name in before:
+        if name in modules and name not in found:
+            weights = [f"{name}.{leaf}".lstrip(".") for leaf in WEIGHT_NAMES]
+            weight = next(one for one in weights if one in graph.full_shapes)
+            kept = positions.get(weight, (None,))[0]
+            size = graph.full_shapes[weight][0] if kept is None else len(kept)
+            found[name] = groups_left(modules[name], (size,))
+    return found
 
 
 def cut(graph: ChannelGraph, keep: Mapping[str, np.ndarray], full: nn.Module) -> nn.Module:
