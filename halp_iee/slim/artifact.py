@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 FORMAT = "halp-iee slim network"
 VERSION = 2
-"""Files of version 1 know no convolutions that keep their groups, and are written where there are none."""
+"""Files of version 1 do not say how many groups convolutions have, and are written where that need not be said."""
 
 _CARRIED = ("keep", "groups", "earlier", "numbers", "removed", "convolutions")
 

@@ -78,17 +78,25 @@ def recipe_of(graph: ChannelGraph, keep: Mapping[str, np.ndarray]) -> dict[str, 
 def _groups_of_convolutions(
     graph: ChannelGraph, keep: Mapping[str, np.ndarray], before: Mapping[str, int]
 ) -> dict[str, int]:
-    """How many groups the convolutions have of which the shapes alone do not tell: now, or when slimmed before."""
+    """How many groups the convolutions have of which the original's shapes alone do not tell.
+
+    Those that keep their groups, those of which one group is left (it is a plain one to whoever slims it again), and
+    those of which an earlier recipe told.
+    """
     found = dict(graph.structure.kept_groups)
-    positions = graph.positions(keep) if set(before) - set(found) else {}
-    modules = dict(walk(graph.model))
-    for name in before:
-        if name in modules and name not in found:
-            weights = [f"{name}.{leaf}".lstrip(".") for leaf in WEIGHT_NAMES]
-            weight = next(one for one in weights if one in graph.full_shapes)
-            kept = positions.get(weight, (None,))[0]
-            size = graph.full_shapes[weight][0] if kept is None else len(kept)
-            found[name] = groups_left(modules[name], (size,))
+    positions = graph.positions(keep)
+    for name, module in walk(graph.model):
+        grouped = isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1
+        if name in found or not (grouped or name in before):
+            continue
+        leaves = [f"{name}.{leaf}".lstrip(".") for leaf in WEIGHT_NAMES]
+        weight = next((leaf for leaf in leaves if leaf in graph.full_shapes), None)
+        if weight is None:
+            continue
+        kept = positions.get(weight, (None,))[0]
+        left = groups_left(module, (graph.full_shapes[weight][0] if kept is None else len(kept),))
+        if left == 1 or name in before:
+            found[name] = left
     return found
 
 

@@ -136,6 +136,7 @@ class OrtCpu:
             for spatial, width in ((k.spatial, r.c_in), (output_spatial(k), r.c_out)):
                 if k.plain and spatial == k.spatial:
                     continue  # the network's own input
+                width = k.of_tensor(width[0]), k.of_tensor(width[1])
                 found.append(KernelRange(Kernel("to_plain", spatial), width, width))
                 if most := width[1] // 4 * 4:  # what is no multiple of 4 is read in the plain layout
                     some = min(most, max(self.block, -(-width[0] // 4) * 4)), most
