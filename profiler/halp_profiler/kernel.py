@@ -99,9 +99,9 @@ class Kernel:
         if self.layout_only:
             return "copy"
         if self.op in ("conv", "conv_transpose"):
-            if self.group_width is None and self.groups is None:
-                return self.op
-            return "depthwise" if self.group_width == 1 else "grouped"
+            if self.groups is not None:
+                return "groups"
+            return self.op if self.group_width is None else "depthwise" if self.group_width == 1 else "grouped"
         if self.op in ("max_pool", "avg_pool", "global_pool"):
             return "pool"
         return "pointwise" if self.op in ("add", "activation", "batch_norm") else "copy"

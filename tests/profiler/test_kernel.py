@@ -36,7 +36,7 @@ def test_a_kernel_with_a_fixed_number_of_groups_has_two_axes_and_counts_one_grou
     kernel = Kernel("conv", (8, 8), (3, 3), groups=4)
     assert not kernel.diagonal
     assert (kernel.quantum, kernel.of_tensor(6)) == (1, 24)
-    assert (kernel.key, kernel.family) == ("conv @8x8 k3x3 G4", "grouped")
+    assert (kernel.key, kernel.family) == ("conv @8x8 k3x3 G4", "groups")
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,8 @@ class OrtCpu:
 
     def steps(self, kernel: Kernel) -> Steps:
         """The blocked layout pads channels to whole blocks; it is left where input channels are no multiple of 4
-        (pools: of a block), and a convolution of less than a block reads the plain layout at any width."""
+        (pools: of a block), and a convolution of less than a block reads the plain layout at any width. Where the
+        width of groups varies, it is left unless they are whole blocks on either side."""
         return self._steps().get(kernel.family, Steps())
 
     def _steps(self) -> dict[str, Steps]:
@@ -106,6 +107,7 @@ class OrtCpu:
             "depthwise": Steps(align=4, block_in=b, block_out=b),
             "pointwise": Steps(align=4, block_in=b, block_out=b),
             "pool": Steps(align=b, block_in=b, block_out=b),
+            "groups": Steps(align=b, block_in=b, block_out=b, align_out=b),
         }
 
     def refusal(self, kernel: Kernel) -> str | None:
