@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from halp_iee.errors import ArtifactError
 from halp_iee.graph import ChannelGraph, trace
+from halp_iee.importance import magnitude
+from halp_iee.methods.sparse.channels import LiveChannels
 from halp_iee.slim import load, read_recipe, save
 from halp_iee.slim.build import disagreement, outputs
 from tests.graph.base import stir
@@ -242,3 +244,20 @@ def test_files_without_such_convolutions_are_written_as_before(tmp_path: Path) -
     recipe = read_recipe(save(graph.slim({"a": np.arange(2)}), tmp_path / "small.safetensors"))
     assert recipe["version"] == 1
     assert "convolutions" not in recipe
+
+
+def test_a_units_score_is_that_of_its_positions_in_all_groups() -> None:
+    torch.manual_seed(0)
+    model = Chain(96, 64, 2).eval()
+    graph = trace(model, torch.randn(1, 3, 6, 6))
+    with torch.no_grad():
+        scores = magnitude(graph, dict(model.named_parameters()), p=1)
+        made = model.g.weight.abs().sum((1, 2, 3)).reshape(2, -1).sum(0)
+        torch.testing.assert_close(scores["g"], made.double(), rtol=1e-5, atol=0)
+        live = LiveChannels(graph, model, most=0.5, beta=0.1, criterion="ws", skip=True)
+        live.remove_until(0.5, {})
+        assert live.sparsity == pytest.approx(0.5, abs=0.02)
+        assert set(live.keep()) == {"a", "g"}
+        live.hold()
+        x = torch.randn(2, 3, 6, 6)
+        torch.testing.assert_close(graph.slim(live.keep())(x), model(x), rtol=1e-4, atol=1e-5)
