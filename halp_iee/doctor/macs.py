@@ -35,7 +35,7 @@ class MacLayer:
         fan_in = a if k.group_width is None else np.full_like(a, k.group_width)
         if k.group_width is not None:
             b = np.broadcast_to(a // k.group_width * (k.group_out or 1), np.broadcast_shapes(a.shape, b.shape))
-        return math.prod(self._positions()) * math.prod(k.kernel_size) * fan_in * b * 1e-6
+        return math.prod(self._positions()) * math.prod(k.kernel_size) * fan_in * b * (k.groups or 1) * 1e-6
 
     def _positions(self) -> tuple[int, ...]:
         k = self.kernel

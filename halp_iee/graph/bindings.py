@@ -7,7 +7,7 @@ does not mend its place is dropped.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from halp_iee.graph.attributes import Binding, SizedAttribute, matching
 from halp_iee.graph.groups import Structure
@@ -44,6 +44,15 @@ class Bindings:
             if (units.group >= 0).any():
                 found.append(SizedAttribute(*binding.key, binding.full, binding.factor, units.group, units.unit))
         return tuple(found)
+
+    def forget(self, away: Callable[[Spot], bool]) -> None:
+        """Forget what was found and refused, except for axes that are away from what has changed."""
+        gone = {dropped for dropped in self._dropped if not away((dropped[0].value, dropped[0].axis))}
+        for binding, _, _ in gone:
+            self._tries.pop(binding.key, None)
+        self._dropped -= gone
+        self._held = {key: one for key, one in self._held.items() if away((one.value, one.axis))}
+        self._probation = [one for one in self._probation if one[0].key in self._held]
 
     def settle(self) -> None:
         """What was bound last has proved itself."""

@@ -52,6 +52,8 @@ class Structure:
         attributes: numbers of the network's modules that follow its sizes.
         live: places of statistics that see only what lives: (axis from the end, its units).
         normalising: parameters that are weights of normalisations over channels.
+        kept_groups: convolutions whose number of groups stays, as their units are positions inside each: module ->
+            that number.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -64,6 +66,7 @@ class Structure:
     attributes: tuple[SizedAttribute, ...] = ()
     live: Mapping[tuple[str, int], tuple[tuple[int, AxisUnits], ...]] = field(default_factory=dict)
     normalising: frozenset[str] = frozenset()
+    kept_groups: Mapping[str, int] = field(default_factory=dict)
 
     def units(self, atoms: np.ndarray) -> AxisUnits:
         """The units at the positions of a labelled axis."""
@@ -163,6 +166,23 @@ def _signatures(families: Sequence[np.ndarray], count: int) -> np.ndarray:
         # What stands several times in the family is assigned several times, the same each time.
         total[family] = total[family] + (mixed ^ (mixed >> np.uint64(29)))
     return total
+
+
+def _kept_groups(
+    labels: Sequence[Labels], modules: Mapping[str, nn.Module], shared: Sequence[tuple[str, ...]]
+) -> dict[str, int]:
+    """The convolution modules whose number of groups stays, and that number."""
+    sources = {name for one in labels for names in one.within.values() for name in names}
+    kept = {}
+    for names in shared if sources else ():
+        for name in names if sources.intersection(names) else ():
+            owner = name.rpartition(".")[0]
+            if owner.endswith("parametrizations.weight"):
+                owner = owner.removesuffix("parametrizations.weight").rstrip(".")
+            module = modules.get(owner)
+            if isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1:
+                kept[owner] = module.groups
+    return kept
 
 
 def form(labels: Sequence[Labels], model: nn.Module, channel_axes: Sequence[np.ndarray]) -> Structure:
@@ -274,5 +294,14 @@ def form(labels: Sequence[Labels], model: nn.Module, channel_axes: Sequence[np.n
         for name in one.capture.tensors.get(call.args["weight"].id, ())
     )
     return Structure(
-        tuple(groups), classes, group_of, unit_of, axes, structure.shared, spared, live=live, normalising=normalising
+        tuple(groups),
+        classes,
+        group_of,
+        unit_of,
+        axes,
+        structure.shared,
+        spared,
+        live=live,
+        normalising=normalising,
+        kept_groups=_kept_groups(labels, modules, structure.shared),
     )

@@ -56,6 +56,12 @@ class Joins:
             for row in rows.T if join.blocks else rows:
                 labels.tie(np.ascontiguousarray(row), second.atoms, call, REASON)
 
+    def forget(self, away: Callable[[Spot], bool]) -> None:
+        """Forget what was found and refused, except for axes that are away from what has changed."""
+        self._held = {join: place for join, place in self._held.items() if away(join.one) and away(join.two)}
+        self._fresh &= self._held.keys()
+        self._refused = {(join, at) for join, at in self._refused if away(join.one) and away(join.two)}
+
     def settle(self) -> None:
         """What was tied last has proved itself."""
         self._fresh = set()

@@ -50,12 +50,18 @@ class Freeze:
 
 @dataclass
 class Choice:
-    """A place where the network leaves open what is pruned: a view's or split's parts."""
+    """A place where the network leaves open what is pruned: a view's or split's parts, a grouped convolution's units.
+
+    Attributes:
+        weight: of a grouped convolution the first parameter that its weight comes from. Such a choice is patient: the
+            others are turned before it, and begin anew once it is.
+    """
 
     atoms: np.ndarray
     options: int
     taken: int
     sizes: tuple[int, ...] = ()
+    weight: str | None = None
 
 
 @dataclass
@@ -69,6 +75,7 @@ class Labels:
         spared: (value id, axis) of parameters whose entries masking must not zero there.
         live: place of a statistic -> axis, counted from the end -> the atoms of which only the live ones count.
         repeated: first atoms of axes that only repeat one position, so that they may have any size.
+        within: index of each call of a grouped convolution whose group count stays -> what its weight comes from.
     """
 
     capture: Capture
@@ -84,6 +91,7 @@ class Labels:
     spared: set[tuple[int, int]] = field(default_factory=set)
     live: dict[tuple[str, int], dict[int, np.ndarray]] = field(default_factory=dict)
     repeated: set[int] = field(default_factory=set)
+    within: dict[int, frozenset[str]] = field(default_factory=dict)
     unknown: dict[str, str] = field(default_factory=dict)
 
     def fresh(self, size: int) -> np.ndarray:
@@ -120,6 +128,15 @@ class Labels:
         """
         taken = self.decisions.get(key, 0)
         self.choices[key] = Choice(np.unique(atoms[atoms >= 0]), options, taken, sizes)
+        return taken
+
+    def choose_groups(self, key: tuple[int, int], atoms: np.ndarray, *, weight: str, first: int) -> int:
+        """Whether the units of a grouped convolution are whole groups (0) or inside each (1); `first` is tried first.
+
+        2 means that both were refused. Calls with the same weight choose together.
+        """
+        taken = self.decisions.get(key, first)
+        self.choices[key] = Choice(np.unique(atoms[atoms >= 0]), 2, taken, weight=weight)
         return taken
 
 

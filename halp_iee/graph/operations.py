@@ -51,6 +51,7 @@ def attributes(kind: str, call: Call, labels: Labels) -> dict[str, Any]:
     args, shapes = call.args, labels.capture.shapes
     if kind == "conv":
         return {
+            **({"keeps_groups": True} if call.index in labels.within else {}),
             "kernel_size": tuple(shapes[args["weight"].id][2:]),
             "stride": tuple(args["stride"]),
             "padding": tuple(args["padding"]),

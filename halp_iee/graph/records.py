@@ -61,6 +61,18 @@ class Width:
     def groups(self) -> tuple[str, ...]:
         return tuple(name for name, _, _ in self.terms)
 
+    def times(self, factor: int) -> Width:
+        """So many times the channels."""
+        return Width(tuple((name, size, per * factor) for name, size, per in self.terms), self.fixed * factor)
+
+    def divisible(self, parts: int) -> bool:
+        """Whether it is so many equal parts, whatever is kept."""
+        return self.fixed % parts == 0 and all(per % parts == 0 for _, _, per in self.terms)
+
+    def part(self, parts: int) -> Width:
+        """The channels of one of so many equal parts."""
+        return Width(tuple((name, size, per // parts) for name, size, per in self.terms), self.fixed // parts)
+
 
 @dataclass(frozen=True)
 class Op:
@@ -83,7 +95,8 @@ class Op:
         c_out: channels on the output's channel axis.
         params: qualified names of the parameters and buffers read.
         attrs: for convolutions ``kernel_size stride padding dilation output_padding
-            groups transposed bias``; for activations ``function``; for pools
+            groups transposed bias``, and ``keeps_groups`` where the number of groups
+            stays whatever is kept; for activations ``function``; for pools
             ``kernel_size stride padding``.
     """
 

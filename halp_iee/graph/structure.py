@@ -16,7 +16,7 @@ from halp_iee.graph.joins import Joins
 from halp_iee.graph.labels import Choice, Freeze, Labels, Step, start
 from halp_iee.graph.operations import Operations
 from halp_iee.graph.replay import Failure
-from halp_iee.graph.rounds import Round
+from halp_iee.graph.rounds import Round, Spot
 from halp_iee.graph.rules import RULES, unknown
 from halp_iee.graph.rules.base import with_zero
 from halp_iee.graph.sandbox import walk
@@ -119,7 +119,8 @@ class Search:
         """Where a choice left nothing to prune and another option remains, take that.
 
         Those that have tried least go first: a choice may be frozen only because another,
-        such as the keys' heads beside the queries', has not been turned yet.
+        such as the keys' heads beside the queries', has not been turned yet. Those of grouped convolutions wait for
+        all others.
         """
         stuck = [
             (key, choice)
@@ -131,9 +132,42 @@ class Search:
         ]
         if not stuck:
             return False
+        others = [(key, choice) for key, choice in stuck if choice.weight is None]
+        # Those that are whole leave nothing to those beside them whose units are inside, so they give way first.
+        whole = [(key, choice) for key, choice in stuck if choice.taken == 0 and not self.refused.get(key)]
+        stuck = others or whole or stuck
         least = min(len(self.refused.get(key, ())) for key, _ in stuck)
-        turned = [self.turn(key, choice) for key, choice in stuck if len(self.refused.get(key, ())) == least]
-        return any(turned) or self.next_options()
+        return self._turn_all({key for key, _ in stuck if len(self.refused.get(key, ())) == least}) or (
+            self.next_options()
+        )
+
+    def _turn_all(self, keys: set[tuple[int, int]], *, failed: bool = False) -> bool:
+        """Take the next option of several choices; says whether that changes anything.
+
+        Once a grouped convolution is turned, what lies around it was refused under other units: it begins anew.
+        """
+        known = {key: choice for labels in self.labels for key, choice in labels.choices.items()}
+        weights = {known[key].weight for key in keys} - {None, ""}
+        keys = keys | {key for key, one in known.items() if one.weight in weights and one.taken < one.options}
+        turned = [key for key in known if key in keys and self.turn(key, known[key], failed=failed)]
+        around = [known[key].atoms for key in turned if known[key].weight is not None]
+        if around:
+            touched = np.zeros(len(self.structure.group_of), dtype=bool)
+            touched[self.classes(np.concatenate(around))] = True
+            for key, choice in known.items():
+                if choice.weight is None and touched[self.classes(choice.atoms)].any():
+                    self.decisions.pop(key, None)
+                    self.refused.pop(key, None)
+                    self.settled.discard(key)
+            self.frozen = [freeze for freeze in self.frozen if not touched[self.classes(freeze.atoms)].any()]
+
+            def away(spot: Spot) -> bool:
+                axis = self.seen.axis(spot)
+                return axis is None or not touched[self.classes(axis.atoms)].any()
+
+            self.joins.forget(away)
+            self.bindings.forget(away)
+        return bool(turned)
 
     def turn(self, key: tuple[int, int], choice: Choice, *, failed: bool = False) -> bool:
         """Take the next option of a choice; says whether that changes anything."""
@@ -144,7 +178,7 @@ class Search:
             # All tried. If one failed, sizes are written down here. If none did, all was
             # frozen whatever is chosen: the cause lies elsewhere, and its reason is the one to tell.
             self.settled.add(key)
-            following = choice.options if any(refused.values()) else 0
+            following = choice.options if any(refused.values()) or choice.weight is not None else 0
         self.decisions[key] = following
         return following != choice.taken
 
@@ -240,14 +274,15 @@ class Search:
                 if choice.taken < choice.options and np.isin(self.classes(choice.atoms), blamed).any()
             ]
             here = [key for key in open_choices if failure.call is not None and key[0] == failure.call.index]
-            chosen = here or open_choices
+            # A grouped convolution is turned where it fails itself, else where nothing else can be.
+            others = [key for key in open_choices if self.labels[0].choices[key].weight is None]
+            chosen = here or others or open_choices
             if chosen:
                 turned.update(chosen)
                 continue
             reason = f"a size hard-coded in forward ({_place(failure)})"
             self.frozen.append(Freeze(every[np.isin(classes, blamed)], reason, -1))
-        for key in self._together(turned):
-            self.turn(key, self.labels[0].choices[key], failed=True)
+        self._turn_all(self._together(turned), failed=True)
 
 
 def find_structure(

@@ -150,7 +150,8 @@ def attempt(
         if id(source) not in by_source:
             by_source[id(source)] = _cut(source, positions.get(name, ()), full.fake)
         tensors[name] = by_source[id(source)]
-    resize_attributes(copied, model, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    shapes_now = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    resize_attributes(copied, model, shapes_now, structure.kept_groups)
     loosen(copied)  # an attention that keeps its size is to run as it was recorded
     alive = structure.alive(keep)
     for attribute in structure.attributes:

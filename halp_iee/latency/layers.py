@@ -45,7 +45,8 @@ class Layer:
     Attributes:
         name: qualified name of the module that begins it; ``name#2`` where a module runs twice.
         kernel: what runs, with all that is fused behind it.
-        c_in, c_out: channels in and out, as functions of the groups' widths.
+        c_in, c_out: channels in and out, as functions of the groups' widths; of a kernel with a fixed number of
+            groups those of one group.
         ops: indices of the operations that it stands for.
         reads: the tensors that it reads, its own input first.
         makes: the tensor that it makes.
@@ -58,6 +59,11 @@ class Layer:
     ops: tuple[int, ...]
     reads: tuple[int, ...] = ()
     makes: int | None = None
+
+    @property
+    def made(self) -> Width:
+        """Channels of the tensor that it makes."""
+        return self.c_out.times(self.kernel.groups or 1)
 
 
 @dataclass(frozen=True)
@@ -147,12 +153,16 @@ def _walk(graph: Traced) -> tuple[tuple[Layer, ...], tuple[Unmodelled, ...]]:
         name = op.module or op.kind
         names[name] += 1
         through = kernel.diagonal and (kernel.group_width is None or kernel.op == "group_norm")
+        into = op.c_out if through and op.kind != "split" else op.c_in
+        made = op.c_in if op.kind == "split" else op.c_out if through or op.kind in _ROOTS else last.c_out
+        if kernel.groups:
+            into, made = into.part(kernel.groups), made.part(kernel.groups)
         layers.append(
             Layer(
                 name=name if names[name] == 1 else f"{name}#{names[name]}",
                 kernel=replace(kernel, fused=kernel.fused + fused),
-                c_in=op.c_out if through and op.kind != "split" else op.c_in,
-                c_out=op.c_in if op.kind == "split" else op.c_out if through or op.kind in _ROOTS else last.c_out,
+                c_in=into,
+                c_out=made,
                 ops=(op.index, *(ops[i].index for i in chain)),
                 reads=_reads(op, [ops[i] for i in chain]),
                 makes=last.outputs[0] if last.outputs else None,
@@ -242,6 +252,9 @@ def _conv(op: Op, batch: int) -> Kernel:
     n = len(op.in_shape) - 2
     groups = int(op.attrs.get("groups", 1))
     transposed = op.kind == "conv_transpose" or bool(op.attrs.get("transposed"))
+    stays = groups > 1 and bool(op.attrs.get("keeps_groups"))
+    if stays and not (op.c_in.divisible(groups) and op.c_out.divisible(groups)):
+        raise _NoKernelError(f"its {groups} groups do not all have as many channels")
     dilation, extra = _ints(op, "dilation", n, 1), _ints(op, "output_padding", n, 0)
     return Kernel(
         op="conv_transpose" if transposed else "conv",
@@ -251,8 +264,9 @@ def _conv(op: Op, batch: int) -> Kernel:
         padding=_ints(op, "padding", n, 0),
         dilation=dilation if max(dilation, default=1) > 1 else (),
         output_padding=extra if any(extra) else (),
-        group_width=op.c_in.full // groups if groups > 1 else None,
-        group_out=op.c_out.full // groups if groups > 1 else None,
+        group_width=op.c_in.full // groups if groups > 1 and not stays else None,
+        group_out=op.c_out.full // groups if groups > 1 and not stays else None,
+        groups=groups if stays else None,
     )
 
 

@@ -2,11 +2,12 @@
 
 ONNX Runtime on a CPU keeps images in blocks of 8 or 16 channels wherever it can: a convolution runs blocked if its
 input channels are a multiple of 4 or fewer than a block (it then reads the plain layout and writes blocks), a
-depthwise one if its channels are a multiple of 4, a grouped one if its groups are whole blocks, a pooling window if
-its channels are whole blocks. Addition, activation, BatchNorm and concatenation stay in the layout in which they find
-their input, concatenation only where its channels are whole blocks. Everything else wants the plain layout. A
-tensor that is made in one layout and read in the other is reordered, once for all of its readers. Whether that happens
-depends on two widths at most: the input channels of the convolution that made the tensor, and its own.
+depthwise one if its channels are a multiple of 4, a grouped one if its groups are whole blocks (where their width
+varies and not their number: at the widths at which they are), a pooling window if its channels are whole blocks.
+Addition, activation, BatchNorm and concatenation stay in the layout in which they find their input, concatenation only
+where its channels are whole blocks. Everything else wants the plain layout. A tensor that is made in one layout and
+read in the other is reordered, once for all of its readers. Whether that happens depends on two widths at most: the
+input channels of the convolution that made the tensor, and its own.
 
 Source: MLAS's NCHWc transformer in ONNX Runtime (``nchwc_transformer.cc``), and the networks that it made of some
 hundred pruned ones.
@@ -36,16 +37,18 @@ class Made:
         width: the channels on which it depends: the input of the convolution that made it, or what was pooled or
             concatenated; None: never blocked.
         steps: of that convolution.
+        align: what the tensor's own channels must be a multiple of.
     """
 
     width: Width | None = None
     steps: Steps = _NO_STEPS
+    align: int = 1
 
     def blocked(self, c_maker: np.ndarray, c: np.ndarray) -> np.ndarray:
         """Whether it is blocked, for channels of the maker's input and of the tensor, which broadcast."""
         if self.width is None:
             return np.zeros(np.broadcast_shapes(np.shape(c_maker), np.shape(c)), bool)
-        fits = (c_maker < self.steps.free_below) | (c_maker % self.steps.align == 0)
+        fits = ((c_maker < self.steps.free_below) | (c_maker % self.steps.align == 0)) & (c % self.align == 0)
         return np.broadcast_to(fits, np.broadcast_shapes(np.shape(fits), np.shape(c)))
 
 
@@ -116,6 +119,8 @@ def made_by(kernel: Kernel, steps: Steps, block: int, c_in: Width, c_out: Width,
     if len(kernel.spatial) != 2:
         return Made()
     if kernel.op == "conv":
+        if kernel.groups:  # the kernel's channels are those of one group
+            return Made(c_in, Steps(align=block), align=kernel.groups * block)
         if kernel.group_width is None or kernel.group_width == 1 == kernel.group_out:
             return Made(c_in, steps)
         whole = kernel.group_width % block == 0 and (kernel.group_out or 0) % block == 0
@@ -125,11 +130,19 @@ def made_by(kernel: Kernel, steps: Steps, block: int, c_in: Width, c_out: Width,
     return before if kernel.op in _FOLLOW else Made()
 
 
-def read_by(kernel: Kernel, steps: Steps, block: int) -> Reader:
-    """What a kernel wants of its input's layout."""
+def read_by(kernel: Kernel, steps: Steps, block: int, c_out: Width) -> Reader:
+    """What a kernel wants of its input's layout.
+
+    A convolution with a fixed number of groups reads blocks where what each makes is whole blocks, too. If that is not
+    the same at all widths, it is taken to be where it is so of what each reads: a tensor's readers are told its own
+    channels only.
+    """
     if len(kernel.spatial) != 2:
         return Reader()
     if kernel.op == "conv":
+        if kernel.groups:
+            never = not c_out.terms and c_out.fixed % block
+            return Reader() if never else Reader(kernel.groups * block)
         if kernel.group_width is None:
             return Reader(steps.align, steps.free_below)
         if kernel.group_width == 1 == kernel.group_out:

@@ -119,8 +119,8 @@ class LatencyModel:
             LayerReport(
                 c.name,
                 c.kernel.key,
-                c.c_in.full,
-                c.c_out.full,
+                c.kernel.of_tensor(c.c_in.full),
+                c.kernel.of_tensor(c.c_out.full),
                 c.dense_ms,
                 c.dense_ms / dense if dense else 0.0,
             )

@@ -42,7 +42,7 @@ def terms_of(graph: Traced, table: LatencyTable) -> tuple[list[LayerCost], list[
             costs.append(cost)
         if blocked:
             tensors.note(layer, made_by(kernel, table.header.steps(kernel), block, layer.c_in, layer.c_out, before))
-            tensors.read(layer, read_by(kernel, table.header.steps(kernel), block))
+            tensors.read(layer, read_by(kernel, table.header.steps(kernel), block, layer.c_out))
     return costs + (tensors.reorderings(table) if blocked else []), missing
 
 
@@ -88,6 +88,6 @@ class _Tensors:
             # Fewer than 4 channels are never blocked, and what that would cost is not in the table.
             there = table.surface(to_blocked if to_blocked in table else to_plain)
             surface = Reordering(made, readers, there, table.surface(to_plain))
-            maker: Width = made.width or layer.c_out
-            costs.append(LayerCost(f"{layer.name}: layout", maker, layer.c_out, to_plain, surface))
+            maker: Width = made.width or layer.made
+            costs.append(LayerCost(f"{layer.name}: layout", maker, layer.made, to_plain, surface))
         return costs

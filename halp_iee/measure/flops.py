@@ -124,10 +124,11 @@ def _conv(op: Op, sizes: _Sizes) -> float:
     name = sizes.weight(op, len(kernel) + 2)
     if name is not None:
         return float(positions * sizes.numel(name))
-    # The weight was computed (weight standardisation, for one): its size follows from the channels. In a
-    # grouped convolution whole groups are kept or removed, so the channels that one group reads stay.
+    # The weight was computed (weight standardisation, for one): its size follows from the channels. Where whole
+    # groups of a grouped convolution are kept or removed, the channels that one group reads stay.
     groups = int(op.attrs.get("groups", 1))
-    fan_in = op.c_in(sizes.widths) if groups == 1 else op.c_in.full // groups
+    whole = groups > 1 and not op.attrs.get("keeps_groups")
+    fan_in = op.c_in.full // groups if whole else op.c_in(sizes.widths) // groups
     return float(positions * op.c_out(sizes.widths) * fan_in * math.prod(kernel))
 
 

@@ -24,18 +24,20 @@ from halp_iee.graph.attributes import numbers_of, put_number
 from halp_iee.graph.copies import duplicate, skeleton
 from halp_iee.graph.keep import checked
 from halp_iee.graph.records import Keep
-from halp_iee.graph.sandbox import first_line, named_tensors
+from halp_iee.graph.sandbox import first_line, named_tensors, walk
 from halp_iee.slim.branches import without
 from halp_iee.slim.build import RECIPE, recipe_of
-from halp_iee.slim.surgery import ATTRIBUTES, put, replacing, resize_attributes
+from halp_iee.slim.surgery import ATTRIBUTES, WEIGHT_NAMES, put, replacing, resize_attributes
 from halp_profiler.files import whole
 
 if TYPE_CHECKING:
     from halp_iee.graph.graph import ChannelGraph
 
 FORMAT = "halp-iee slim network"
-VERSION = 1
-_CARRIED = ("keep", "groups", "earlier", "numbers", "removed")
+VERSION = 2
+"""Files of version 1 do not say how many groups convolutions have, and are written where that need not be said."""
+
+_CARRIED = ("keep", "groups", "earlier", "numbers", "removed", "convolutions")
 
 
 def _version() -> str:
@@ -84,7 +86,7 @@ def save(
         )
     document = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": VERSION if "convolutions" in recipe else 1,
         "library": _version(),
         "class": f"{type(small).__module__}.{type(small).__qualname__}",
         **recipe,
@@ -140,7 +142,7 @@ def _read(path: Path, *, with_tensors: bool) -> tuple[dict[str, Any], dict[str, 
         raise ArtifactError(what, f"its recipe is not JSON: {first_line(error)}", remedy) from error
     if not isinstance(recipe, dict) or recipe.get("format") != FORMAT:
         raise ArtifactError(what, "its recipe is of another format", remedy)
-    if recipe.get("version") != VERSION:
+    if recipe.get("version") not in (1, VERSION):
         raise ArtifactError(
             what,
             f"its format is version {recipe.get('version')!r}, this library reads {VERSION}",
@@ -196,6 +198,27 @@ def _put_numbers(small: nn.Module, numbers: Any, what: str, remedy: str) -> None
         if module is None or at is None or old is None or type(value) is not int or not 0 < value <= old:
             raise ArtifactError(what, f"it sets {key!r} to {value!r}, which the network does not have", remedy)
         put_number(module, name, at, value)
+
+
+def _kept_groups(
+    dense: nn.Module, groups: Any, shapes: Mapping[str, tuple[int, ...]], what: str, remedy: str
+) -> dict[str, int]:
+    """The convolutions that keep their number of groups; it must fit their weights.
+
+    Raises:
+        ArtifactError: the network has no such convolution, or it cannot have that many groups.
+    """
+    if not isinstance(groups, dict):
+        raise ArtifactError(what, "its recipe's convolutions are not a mapping", remedy)
+    modules = dict(walk(dense))
+    for name, count in groups.items():
+        module = modules.get(name)
+        leaves = [f"{name}.{leaf}".lstrip(".") for leaf in WEIGHT_NAMES]
+        weight = next((shapes[leaf] for leaf in leaves if leaf in shapes), None)
+        most = module.groups if isinstance(module, nn.modules.conv._ConvNd) and weight is not None else 0
+        if weight is None or type(count) is not int or not 0 < count <= most or weight[0] % count:
+            raise ArtifactError(what, f"it gives {name!r} {count!r} groups, which the network cannot have", remedy)
+    return groups
 
 
 def _remove(small: nn.Module, removed: Any, what: str, remedy: str) -> None:
@@ -269,7 +292,8 @@ def load(path: str | os.PathLike[str], model: nn.Module | Callable[[], nn.Module
         for one in names:
             put(small, one, replacement)
             shapes[one] = tuple(value.shape)
-    resize_attributes(small, dense, shapes)
+    kept = _kept_groups(dense, recipe.get("convolutions", {}), shapes, what, remedy)
+    resize_attributes(small, dense, shapes, kept)
     _put_numbers(small, recipe.get("numbers", {}), what, remedy)
     small.__dict__[RECIPE] = {key: recipe[key] for key in _CARRIED if key in recipe}
     return small

@@ -22,8 +22,9 @@ from halp_iee.graph.sandbox import (
     steady_randomness,
     tensors_in,
     training_flags,
+    walk,
 )
-from halp_iee.slim.surgery import fit_numbers, replacing, slim_tensors
+from halp_iee.slim.surgery import WEIGHT_NAMES, fit_numbers, groups_left, replacing, slim_tensors
 
 if TYPE_CHECKING:
     from halp_iee.graph.graph import ChannelGraph
@@ -64,11 +65,39 @@ def recipe_of(graph: ChannelGraph, keep: Mapping[str, np.ndarray]) -> dict[str, 
     numbers |= {f"{module}|{name}|{item}": value for (module, name, item), value in graph.numbers(keep).items()}
     if numbers:
         recipe["numbers"] = numbers
+    groups = _groups_of_convolutions(graph, keep, {} if before is None else before.get("convolutions", {}))
+    if groups:
+        recipe["convolutions"] = groups
     if before is not None:
         recipe["earlier"] = [*before.get("earlier", []), {key: before[key] for key in ("keep", "groups")}]
         if "removed" in before:
             recipe["removed"] = dict(before["removed"])
     return recipe
+
+
+def _groups_of_convolutions(
+    graph: ChannelGraph, keep: Mapping[str, np.ndarray], before: Mapping[str, int]
+) -> dict[str, int]:
+    """How many groups the convolutions have of which the original's shapes alone do not tell.
+
+    Those that keep their groups, those of which one group is left (it is a plain one to whoever slims it again), and
+    those of which an earlier recipe told.
+    """
+    found = dict(graph.structure.kept_groups)
+    positions = graph.positions(keep)
+    for name, module in walk(graph.model):
+        grouped = isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1
+        if name in found or not (grouped or name in before):
+            continue
+        leaves = [f"{name}.{leaf}".lstrip(".") for leaf in WEIGHT_NAMES]
+        weight = next((leaf for leaf in leaves if leaf in graph.full_shapes), None)
+        if weight is None:
+            continue
+        kept = positions.get(weight, (None,))[0]
+        left = groups_left(module, (graph.full_shapes[weight][0] if kept is None else len(kept),))
+        if left == 1 or name in before:
+            found[name] = left
+    return found
 
 
 def cut(graph: ChannelGraph, keep: Mapping[str, np.ndarray], full: nn.Module) -> nn.Module:

@@ -32,15 +32,18 @@ def _weight(shapes: Shapes) -> Shape | None:
     return next((shapes[name] for name in WEIGHT_NAMES if name in shapes), None)
 
 
-def _convolution(module: Any, dense: Any, shapes: Shapes) -> None:
+def groups_left(dense: Any, weight: Shape) -> int:
+    """The convolution groups of which a weight is left, where whole groups were removed: their channels stay."""
+    outer = dense.in_channels if dense.transposed else dense.out_channels
+    return weight[0] // (outer // dense.groups) if dense.groups > 1 else 1
+
+
+def _convolution(module: Any, dense: Any, shapes: Shapes, kept_groups: int | None = None) -> None:
     weight = _weight(shapes)
     if weight is None:
         return
-    outer = dense.in_channels if dense.transposed else dense.out_channels
-    # A removed unit of a grouped convolution is a whole group: channels per group stay.
-    groups = weight[0] // (outer // dense.groups) if dense.groups > 1 else 1
-    module.groups = groups
-    first, second = weight[0], weight[1] * groups
+    module.groups = kept_groups or groups_left(dense, weight)
+    first, second = weight[0], weight[1] * module.groups
     module.in_channels, module.out_channels = (first, second) if dense.transposed else (second, first)
 
 
@@ -115,13 +118,17 @@ ATTRIBUTES: tuple[tuple[type[nn.Module], Callable[[Any, Any, Shapes], None]], ..
 """Module class -> how its attributes follow from the shapes of its tensors."""
 
 
-def resize_attributes(module: nn.Module, dense: nn.Module, shapes: Shapes) -> None:
+def resize_attributes(
+    module: nn.Module, dense: nn.Module, shapes: Shapes, kept_groups: Mapping[str, int] | None = None
+) -> None:
     """Make every submodule's size attributes agree with the shapes of its tensors.
 
     Args:
         module: changed in place.
         dense: a module of the same structure whose attributes have the full sizes.
         shapes: of every parameter and buffer, by qualified name.
+        kept_groups: convolutions of which whole groups were not removed: module -> how many groups it has. The shapes
+            alone do not tell the two ways apart.
     """
     local: dict[str, dict[str, Shape]] = {}
     for name, shape in shapes.items():
@@ -134,6 +141,9 @@ def resize_attributes(module: nn.Module, dense: nn.Module, shapes: Shapes) -> No
     originals = dict(walk(dense))
     for name, submodule in walk(module):
         if name not in local:
+            continue
+        if isinstance(submodule, nn.modules.conv._ConvNd):
+            _convolution(submodule, originals[name], local[name], (kept_groups or {}).get(name))
             continue
         for kind, resize in ATTRIBUTES:
             if isinstance(submodule, kind):
@@ -231,6 +241,6 @@ def slim_(module: nn.Module, graph: ChannelGraph, keep: Keep, tensors: Mapping[s
 
 def fit_numbers(module: nn.Module, graph: ChannelGraph, keep: Keep, shapes: Shapes) -> None:
     """Make every number that a module keeps agree with its tensors, which have their sizes already."""
-    resize_attributes(module, graph.model, shapes)
+    resize_attributes(module, graph.model, shapes, graph.structure.kept_groups)
     for (owner, name, item), number in graph.numbers(keep).items():
         put_number(module.get_submodule(owner), name, item, number)

@@ -107,7 +107,8 @@ def held_out_errors(table: tables.Table, ranges: Sequence[KernelRange]) -> list[
 def _work(r: KernelRange) -> float:
     """A guess at what a kernel's sweep costs: a fixed part for its points, and its widest multiply-accumulates."""
     k = r.kernel
-    macs = prod(output_spatial(k)) * prod(k.kernel_size or (1,)) * r.c_out[1] * (k.group_width or r.c_in[1])
+    made = k.of_tensor(r.c_out[1])
+    macs = prod(output_spatial(k)) * prod(k.kernel_size or (1,)) * made * (k.group_width or r.c_in[1])
     return 1e7 + macs
 
 

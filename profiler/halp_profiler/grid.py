@@ -19,7 +19,12 @@ def coarse(r: KernelRange, steps: Steps) -> tuple[Lines, Lines]:
     into = _lines(*r.c_in, steps.block_in, steps, r.kernel.quantum)
     if r.kernel.diagonal:
         return into, ([r.c_out[1]], [])
-    return into, _lines(*r.c_out, steps.block_out, None, 1)
+    first, rest = _lines(*r.c_out, steps.block_out, None, 1)
+    if steps.align_out > 1 and first[0] < first[-1]:  # both sides of the largest width on the fast path, and a half
+        top = first[-1] // steps.align_out * steps.align_out
+        more = {top, top - 1, top // 2 // steps.align_out * steps.align_out + 1}
+        rest = sorted({*rest, *(c for c in more if first[0] < c < first[-1])} - set(first))
+    return into, (first, rest)
 
 
 def _lines(low: int, high: int, block: int, steps: Steps | None, quantum: int) -> tuple[list[int], list[int]]:

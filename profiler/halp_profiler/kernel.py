@@ -46,6 +46,8 @@ class Kernel:
             itself, the one function.
         plain: whether its input is in the framework's layout and not in the runtime's blocked one: of a
             convolution because it is the network's own input, of others because their producer left it so.
+        groups: of a convolution whose number of groups is fixed while their width varies; ``c_in`` and ``c_out`` are
+            then the channels of one group. None where there is one group, or where the width of each is fixed.
     """
 
     op: str
@@ -59,6 +61,7 @@ class Kernel:
     group_out: int | None = None
     fused: tuple[str, ...] = ()
     plain: bool = False
+    groups: int | None = None
 
     def __post_init__(self) -> None:
         if self.op not in OPS:
@@ -71,6 +74,13 @@ class Kernel:
             raise _bad(f"spatial {self.spatial} and kernel_size {self.kernel_size} may have three numbers at most")
         if (self.group_width is None) != (self.group_out is None):
             raise _bad("group_width and group_out go together")
+        if self.groups is not None:
+            if self.op not in ("conv", "conv_transpose"):
+                raise _bad(f"an operation of kind {self.op} has no groups of varying width")
+            if self.group_width is not None:
+                raise _bad("groups of fixed number and of fixed width exclude each other")
+            if not isinstance(self.groups, int) or isinstance(self.groups, bool) or not 2 <= self.groups <= 1 << 16:
+                raise _bad(f"groups is {self.groups!r}, and must be a whole number from 2 to 65536")
         if unknown := [f for f in self.fused if f not in _FUSABLE]:
             raise _bad(f"{unknown[0]!r} cannot be fused; known are {', '.join(sorted(_FUSABLE))}")
 
@@ -89,6 +99,8 @@ class Kernel:
         if self.layout_only:
             return "copy"
         if self.op in ("conv", "conv_transpose"):
+            if self.groups is not None:
+                return "groups"
             return self.op if self.group_width is None else "depthwise" if self.group_width == 1 else "grouped"
         if self.op in ("max_pool", "avg_pool", "global_pool"):
             return "pool"
@@ -111,6 +123,10 @@ class Kernel:
         """The input channels come in multiples of this."""
         return 4 if self.op == "to_blocked" else self.group_width or 1
 
+    def of_tensor(self, channels: int) -> int:
+        """The channels of a whole tensor that it reads or makes, from those of the kernel."""
+        return channels * (self.groups or 1)
+
     def c_out_of(self, c_in: int) -> int:
         """The output channels of a diagonal kernel."""
         if self.group_width and self.group_out:
@@ -131,6 +147,8 @@ class Kernel:
                 parts.append(letter + "x".join(map(str, value)))
         if self.group_width is not None:
             parts.append(f"g{self.group_width}:{self.group_out}")
+        if self.groups is not None:
+            parts.append(f"G{self.groups}")
         parts += ["+" + name for name in self.fused]
         return " ".join([*parts, "plain"] if self.plain else parts)
 
@@ -217,7 +235,7 @@ def _fits(name: str, value: Any) -> bool:
         return isinstance(value, str)
     if name == "plain":
         return isinstance(value, bool)
-    if name in ("group_width", "group_out"):
+    if name in ("group_width", "group_out", "groups"):
         return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 65537
     return isinstance(value, tuple) and (name != "fused" or all(isinstance(v, str) for v in value))
 

@@ -19,6 +19,8 @@ def standing_out(surface: Surface, tolerance: float) -> list[tuple[int, int, flo
     Returns:
         (c_in, c_out, ms beyond the neighbour) of each.
     """
+    if len(surface.parts) > 1:
+        return [found for part in surface.parts for found in standing_out(part, tolerance)]
     ms = surface.grid_ms
     beyond = np.zeros_like(ms)
     for kind in surface.kinds_in():

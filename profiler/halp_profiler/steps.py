@@ -19,12 +19,15 @@ class Steps:
         align: input channels that are multiples of this take the fast path; 1: all do.
         block_in, block_out: width of a step on either axis; 1: no steps.
         free_below: fewer input channels than this are neither aligned nor blocked.
+        align_out: where above 1, only what is a multiple of this on the output's side, too, takes the fast path. The
+            widths on it and all others are then interpolated apart, without blocks.
     """
 
     align: int = 1
     block_in: int = 1
     block_out: int = 1
     free_below: int = 0
+    align_out: int = 1
 
     @classmethod
     def of_tensor_cores(cls, precision: str, family: str) -> Steps:
@@ -36,8 +39,9 @@ class Steps:
         return self.align <= 1 or c_in < self.free_below or c_in % self.align == 0
 
     def to_json(self) -> dict[str, int]:
-        return {"align": self.align, "block_in": self.block_in, "block_out": self.block_out,
-                "free_below": self.free_below}  # fmt: skip
+        out = {"align": self.align, "block_in": self.block_in, "block_out": self.block_out,
+               "free_below": self.free_below}  # fmt: skip
+        return {**out, "align_out": self.align_out} if self.align_out > 1 else out
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Steps:

@@ -28,7 +28,8 @@ class Surface:
     are interpolated among their own kind (see ``Steps``). Grid cells that were not measured are
     filled by what the complete lines say there, times how much slower the cell's own lines are where they were
     measured, as far as that is more than noise (see ``completed``). At a measured point the surface is that
-    measurement.
+    measurement. Where a fast path asks for both widths to be aligned, what is on it and what is not are two surfaces,
+    of their own points.
 
     Args:
         kernel: whose points these are.
@@ -44,6 +45,14 @@ class Surface:
         if not used:
             raise TableError(f"{kernel.key} has no latency", "the table holds no point of it", "Profile it")
         self.kernel, self.steps = kernel, steps
+        self._paths: tuple[Surface, Surface] | None = None
+        if steps.align_out > 1 and not kernel.diagonal:
+            fast = [p for p in used if self._is_fast(p.c_in, p.c_out)]
+            slow = [p for p in used if not self._is_fast(p.c_in, p.c_out)]
+            if fast and slow:
+                self._paths = Surface(kernel, fast, Steps()), Surface(kernel, slow, Steps())
+            else:
+                self.steps = Steps()  # of one path alone nothing is known about the other
         self.lines_in = np.unique([p.c_in for p in used])
         self.lines_out = np.array([0]) if kernel.diagonal else np.unique([p.c_out for p in used])
         grid = np.full((len(self.lines_in), len(self.lines_out)), np.nan)
@@ -65,12 +74,35 @@ class Surface:
             alone = self._pairs(self.grid_ms, a, np.zeros((), int))
             return np.broadcast_to(alone, np.broadcast_shapes(a.shape, b.shape))
         self._check("out", b, self.lines_out)
+        if self._paths is not None:
+            return np.where(self._is_fast(a, b), *(path._near(a, b) for path in self._paths))
         if a.ndim == 2 and b.ndim == 2 and a.shape[1] == 1 and b.shape[0] == 1:
             return self._outer(self.grid_ms, a[:, 0], b[0], self.lines_in, self.lines_out)
         return self._pairs(self.grid_ms, a, b)
 
+    @property
+    def parts(self) -> tuple[Surface, ...]:
+        """The surfaces that it is made of: itself, or those of the fast path and of the others."""
+        return self._paths or (self,)
+
+    def _is_fast(self, c_in: np.ndarray | int, c_out: np.ndarray | int) -> np.ndarray | bool:
+        s = self.steps
+        if s.align_out <= 1 or self.kernel.diagonal:
+            return False
+        return (np.asarray(c_in) % s.align == 0) & (np.asarray(c_out) % s.align_out == 0)
+
+    def _near(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """As a call; beyond what was measured, as the product of the widths grows."""
+        a_in = np.clip(a, self.lines_in[0], self.lines_in[-1])
+        b_in = np.clip(b, self.lines_out[0], self.lines_out[-1])
+        return self(a_in, b_in) * (a / a_in) * (b / b_in)
+
     def corners(self, c_in: int, c_out: int) -> list[tuple[int, int]]:
         """The measured points that the surface rests on at one pair of widths."""
+        if self._paths is not None:
+            path = self._paths[0 if self._is_fast(c_in, c_out) else 1]
+            at = np.clip((c_in, c_out), (path.lines_in[0], path.lines_out[0]), (path.lines_in[-1], path.lines_out[-1]))
+            return path.corners(int(at[0]), int(at[1]))
         ((_, block_in, block_out, mine),) = self._classes(np.array([c_in]), self.lines_in)
         rows = {int(mine[w[0]]) for w in _weights(self.lines_in[mine], np.array([c_in]), block_in)[:2]}
         if self.kernel.diagonal:
@@ -141,7 +173,7 @@ class Surface:
         """The grid without gaps; see the class."""
         rows, columns = _core(np.isfinite(grid))
         core = Surface.__new__(Surface)
-        core.kernel, core.steps = self.kernel, self.steps
+        core.kernel, core.steps, core._paths = self.kernel, self.steps, None
         core.lines_in, core.lines_out = self.lines_in[rows], self.lines_out[columns]
         base = core._outer(grid[np.ix_(rows, columns)], self.lines_in, self.lines_out, core.lines_in, core.lines_out)
         return completed(grid, base, rows, columns)

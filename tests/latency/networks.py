@@ -39,13 +39,13 @@ class Drawing:
         )  # fmt: skip
         return out
 
-    def conv(self, x, width: Width, k=3, stride=1, groups=1, module=None) -> int:
+    def conv(self, x, width: Width, k=3, stride=1, groups=1, module=None, **more) -> int:
         n, _, h, w = self.shape[x]
         shape = (n, width.full, -(-h // stride), -(-w // stride))
         return self.op(
             "conv", x, shape=shape, width=width, module=module, kernel_size=(k, k), stride=(stride, stride),
             padding=(k // 2, k // 2), dilation=(1, 1), output_padding=(0, 0), groups=groups, transposed=False,
-            bias=False,
+            bias=False, **more,
         )  # fmt: skip
 
     def relu(self, x) -> int:

@@ -92,6 +92,32 @@ def test_depthwise_and_grouped_convolutions_follow_one_axis():
     assert (grouped.group_width, grouped.group_out, grouped.c_out_of(16)) == (4, 8, 32)
 
 
+def test_a_convolution_that_keeps_its_groups_counts_the_channels_of_one():
+    d = Drawing()
+    x = d.conv(0, Width((("a", 8, 4),)), module="a")
+    d.group("a", 8), d.group("b", 6), d.group("c", 3)
+    x = d.relu(d.conv(x, Width((("b", 6, 4), ("c", 3, 8)), 4), groups=4, module="b", keeps_groups=True))
+    d.conv(x, Width((("c", 3, 1),)), module="c")
+    _, layer, after = layers_of(d.done())
+    assert (layer.kernel.groups, layer.kernel.group_width, layer.kernel.fused) == (4, None, ("relu",))
+    for widths in ({}, {"a": 3, "b": 2}, {"a": 1, "b": 1, "c": 1}):
+        a, b, c = widths.get("a", 8), widths.get("b", 6), widths.get("c", 3)
+        assert (layer.c_in(widths), layer.c_out(widths)) == (a, b + 2 * c + 1)
+        assert layer.made(widths) == after.c_in(widths) == 4 * (b + 2 * c + 1)
+    ranges = {r.kernel: (r.c_in, r.c_out) for r in sweep_plan(d.done())}
+    assert ranges[layer.kernel] == ((1, 8), (4, 13))
+
+
+def test_a_convolution_whose_groups_would_differ_has_no_kernel():
+    d = Drawing()
+    d.group("a", 6)
+    x = d.conv(0, Width((("a", 6, 2),)), module="a")
+    d.conv(x, Width((("a", 6, 2),)), groups=4, module="b", keeps_groups=True)
+    assert [(one.name, one.reason) for one in unmodelled_of(d.done())] == [
+        ("aten.conv in b", "its 4 groups do not all have as many channels")
+    ]
+
+
 def test_layers_that_run_one_kernel_share_it_in_the_plan():
     graph = residual_network(5)
     plan = sweep_plan(graph)

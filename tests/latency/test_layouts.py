@@ -30,10 +30,12 @@ def backend():
 def random_chain(rng, length=6):
     """(operation, channels) one after the other; a convolution first, as in every network."""
     widths = [int(rng.choice([1, 3, 4, 8, 12, 15, 16, 17, 20, 22, 32, 33, 36, 48, 50, 64])) for _ in range(length)]
-    kinds = ["conv", *rng.choice(["conv", "conv", "depthwise", "max_pool", "relu"], length - 1)]
+    kinds = ["conv", *rng.choice(["conv", "conv", "depthwise", "max_pool", "relu", "grouped"], length - 1)]
     chain, c = [], 0
     for kind, width in zip(kinds, widths, strict=True):
-        c = width if kind == "conv" else c
+        if kind == "grouped" and c % 2:
+            kind = "relu"
+        c = width if kind == "conv" else 2 * width if kind == "grouped" else c
         chain.append((str(kind), c))
     return chain
 
@@ -47,6 +49,9 @@ def as_onnx(chain):
         elif kind == "depthwise":
             weights = [d.weight((c, 1, 3, 3)), d.weight((c,))]
             x = d.node("Conv", [x, *weights], kernel_shape=[3, 3], pads=[1, 1, 1, 1], group=c)
+        elif kind == "grouped":
+            weights = [d.weight((width, c // 2, 1, 1)), d.weight((width,))]
+            x = d.node("Conv", [x, *weights], kernel_shape=[1, 1], group=2)
         elif kind == "max_pool":
             x = d.node("MaxPool", [x], kernel_shape=[3, 3], strides=[1, 1], pads=[1, 1, 1, 1])
         else:
@@ -64,6 +69,8 @@ def as_graph(chain):
             x = d.conv(x, Width(fixed=width), k=1, module=f"c{i}")
         elif kind == "depthwise":
             x = d.conv(x, Width(fixed=width), k=3, groups=width, module=f"c{i}")
+        elif kind == "grouped":
+            x = d.conv(x, Width(fixed=width), k=1, groups=2, module=f"c{i}", keeps_groups=True)
         elif kind == "max_pool":
             x = d.op("max_pool", x, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
         else:

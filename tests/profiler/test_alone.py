@@ -113,6 +113,7 @@ def test_every_kind_of_kernel_can_be_built_and_timed():
         Kernel("conv", square, **window, group_width=1, group_out=1, fused=("relu",)),
         Kernel("conv", square, **window, group_width=1, group_out=2),
         Kernel("conv", square, **window, group_width=4, group_out=4),
+        Kernel("conv", square, **window, groups=2, fused=("add", "relu")), Kernel("conv", square, (1, 1), groups=3),
         Kernel("conv", square, **window, dilation=(2, 2)),
         Kernel("conv", square, **window, plain=True),
         Kernel("conv", (16,), (3,), (1,), (1,)),

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from halp_profiler.errors import TableError
+from halp_profiler.kernel import Kernel
+from halp_profiler.spikes import standing_out
 from halp_profiler.steps import Steps
 from halp_profiler.surface import HELD_OUT, Surface
+from halp_profiler.table import Point
 from tests.profiler.fakes import CONV, DEPTHWISE, LINEAR, header, point, staircase_ms
 
 RULES = [Steps(), Steps(1, 8, 8), Steps(4, 16, 16, 16), Steps(8, 1, 32), Steps(4, 16, 16)]
@@ -120,3 +123,27 @@ def test_whole_networks_are_looked_up_quickly():
     for _ in range(10):
         surface(a, b)
     assert (time.process_time() - start) / 10 < 0.05
+
+
+def test_a_fast_path_that_asks_for_both_widths_is_not_smeared_over_the_others():
+    kernel, steps = Kernel("conv", (8, 8), (3, 3), groups=2), Steps(align=16, block_in=16, block_out=16, align_out=16)
+
+    def truth(c_in, c_out):
+        return c_in * c_out * (0.5 if c_in % 16 == 0 == c_out % 16 else 1.0)
+
+    rng = np.random.default_rng(0)
+    into, out = [1, 15, 16, 17, 32, 48, 63, 64], [1, 16, 17, 31, 32, 64]
+    points = [Point(kernel, a, b, t, t, t, 1) for a in into for b in out for t in (truth(a, b),)]
+    surface = Surface(kernel, points, steps)
+    a, b = rng.integers(1, 65, 400), rng.integers(1, 65, 400)
+    a[:200], b[:200] = -(-a[:200] // 16) * 16, -(-b[:200] // 16) * 16
+    expected = np.array([truth(*at) for at in zip(a.tolist(), b.tolist(), strict=True)])
+    np.testing.assert_allclose(surface(a, b), expected, rtol=1e-9)
+    np.testing.assert_allclose(surface(a[:50, None], b[None, :50]).diagonal(), expected[:50], rtol=1e-9)
+    for p in points:
+        assert float(surface(p.c_in, p.c_out)) == pytest.approx(p.median_ms)
+        assert (p.c_in, p.c_out) in surface.corners(p.c_in, p.c_out)
+    assert not standing_out(surface, 0.01)
+    assert Steps.from_json(steps.to_json()) == steps
+    only = Surface(kernel, [p for p in points if p.c_in % 16], steps)  # nothing on the fast path was measured
+    assert float(only(32, 32)) == pytest.approx(1024)

@@ -26,6 +26,8 @@ KERNELS = [
     Kernel("conv", SQUARE, **WINDOW, group_width=1, group_out=1, fused=("relu",)),
     Kernel("conv", SQUARE, **WINDOW, group_width=1, group_out=2),
     Kernel("conv", SQUARE, **WINDOW, group_width=4, group_out=4),
+    Kernel("conv", SQUARE, **WINDOW, groups=3, fused=("add", "relu")), Kernel("conv", (16,), (3,), groups=2),
+    Kernel("conv_transpose", SQUARE, (4, 4), (2, 2), (1, 1), groups=3),
     Kernel("conv", SQUARE, (3, 3), (1, 1), (2, 2), dilation=(2, 2)),
     Kernel("conv", (16,), (3,), (1,), (1,)),
     Kernel("conv", (4, 8, 8), (3, 3, 3), (1, 1, 1), (1, 1, 1), fused=("relu",)),
@@ -96,7 +98,7 @@ def test_a_kernel_can_run_again_and_again_on_what_it_was_given(kernel):
     assert torch.equal(first, second)
     assert all(torch.equal(a, b) for a, b in zip(before, built.inputs, strict=True))
     if kernel.op in SPATIAL_OPS - {"copy", "transpose"}:
-        assert tuple(first.shape) == (1, c_out, *output_spatial(kernel))
+        assert tuple(first.shape) == (1, kernel.of_tensor(c_out), *output_spatial(kernel))
 
 
 def test_what_is_not_known_is_refused_by_name():

@@ -118,6 +118,31 @@ def test_macs_of_the_doctor_are_those_of_the_counter(real):
         assert MacCost(cost).predict(widths) * 1e6 == pytest.approx(count(graph, widths).macs)
 
 
+def test_macs_of_convolutions_that_keep_their_groups_are_those_of_the_slim_network(tmp_path):
+    class Coarse(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.g = nn.Conv2d(3, 64, 3, 2, 1), nn.Conv2d(64, 96, 3, padding=1, groups=2)
+            self.t = nn.ConvTranspose2d(96, 64, 2, 2, groups=2)
+            self.head = nn.Linear(64, 10)
+
+        def forward(self, x):
+            return self.head(torch.relu(self.t(torch.relu(self.g(torch.relu(self.a(x)))))).mean((2, 3)))
+
+    graph = trace(Coarse().eval(), torch.randn(1, 3, 16, 16))
+    assert graph.structure.kept_groups == {"g": 2, "t": 2}
+    cost = LatencyModel(graph, profile_network(graph, find("titanv"), tmp_path / "t.jsonl", model="net"))
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        keep = {g.name: range(int(rng.integers(1, g.size + 1))) for g in graph.groups if g.prunable}
+        widths = graph.widths(keep)
+        small = graph.slim(keep)
+        alone = trace(small, torch.randn(1, 3, 16, 16))
+        macs = MacCost(cost).predict(widths) * 1e6
+        assert macs == pytest.approx(count(graph, widths).macs)
+        assert macs == pytest.approx(count(alone, {}).macs)
+
+
 def test_curves_are_what_the_model_predicts(real):
     graph, cost = real
     for group in graph.groups:

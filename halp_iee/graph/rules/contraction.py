@@ -2,40 +2,17 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from halp_iee.graph.calls import Ref
 from halp_iee.graph.labels import Axis, Label, Step
 from halp_iee.graph.rules.base import Rule
-
-
-def contract(step: Step, first: Axis | None, second: Axis | None) -> None:
-    """Two axes summed over together: tied; exact once either holds zeros at removed positions."""
-    met = step.meet(first, second)
-    if met is not None and second is not None and not (met.zero or second.zero):
-        step.freeze(met, "summed over where removed channels are not zero")
-
-
-def _rows_of(array: np.ndarray, groups: int) -> np.ndarray:
-    return array.reshape(groups, -1)
-
-
-def _tie_within(step: Step, atoms: np.ndarray, groups: int) -> np.ndarray:
-    """Tie the positions of each of `groups` equal blocks; returns one atom a block."""
-    rows = _rows_of(atoms, groups)
-    for column in range(1, rows.shape[1]):
-        step.tie(rows[:, 0], rows[:, column])
-    return np.ascontiguousarray(rows[:, 0])
+from halp_iee.graph.rules.grouped import contract, grouped, tie_blocks
 
 
 def convolution(step: Step) -> None:
     """Convolution in any number of dimensions, plain, grouped, depthwise or transposed.
 
     With one group, the weight's input axis is tied to the input's channels and its
-    output axis makes the output's. With G > 1 groups a unit is a whole convolution
-    group: its inputs and its outputs live and die together, so the group count
-    shrinks and the channels of each group stay. Depthwise, with any multiplier, is the case of
-    one input a group.
+    output axis makes the output's. With more, see `grouped`.
     """
     x, weight, bias = step.label(step["input"]), step.label(step["weight"]), step["bias"]
     groups, transposed = step["groups"], bool(step["transposed"])
@@ -52,26 +29,11 @@ def convolution(step: Step) -> None:
         beside.append(None)
     for axis in weight[2:]:
         step.freeze(axis, "the taps of a convolution's kernel")
-    out_size = step.out_shape()[1]
     if groups == 1:
-        into, made = (weight[0], weight[1]) if transposed else (weight[1], weight[0])
+        into, out = (weight[0], weight[1]) if transposed else (weight[1], weight[0])
         contract(step, x[1], into)
-        out = made
     else:
-        step.freeze(weight[1], "the channels within one convolution group")
-        whole = weight[0]
-        if whole is None:
-            step.freeze(x[1], "read by a grouped convolution of fixed size")
-            out = None
-        else:
-            heads = _tie_within(step, whole.atoms, groups)
-            if x[1] is None:
-                step.freeze(whole, "a grouped convolution of a tensor of fixed size, such as the network's input")
-            else:
-                step.tie(heads, _tie_within(step, x[1].atoms, groups))
-            out = Axis(np.repeat(heads, out_size // groups), whole.zero)
-            if len(whole.atoms) == out_size and not transposed:
-                out = whole
+        out = grouped(step, x[1], weight, groups, transposed)
     if bias is not None:
         added = step.label(bias)[0]
         if out is not None:
@@ -177,7 +139,7 @@ def attention(step: Step) -> None:
         if head is None and key is None and value is None:
             batch.append(None)
         elif heads != shared and head is not None and key is not None and value is not None:
-            tied = _tie_within(step, head.atoms, shared)
+            tied = tie_blocks(step, head.atoms, shared)
             step.tie(tied, key.atoms)
             step.tie(tied, value.atoms)
             batch.append(Axis(head.atoms, value.zero))

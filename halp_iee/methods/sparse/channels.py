@@ -148,14 +148,14 @@ class LiveChannels:
 def producers_and_consumers(graph: ChannelGraph) -> tuple[list[list[str]], list[list[str]]]:
     """For every group the layers that make its channels and those that read them.
 
-    A depthwise convolution does neither: it carries them on.
+    A depthwise convolution, and any whose units are whole convolution groups, does neither: it carries them on.
     """
     producers: list[list[str]] = [[] for _ in graph.groups]
     consumers: list[list[str]] = [[] for _ in graph.groups]
     for name, module in graph.model.named_modules():
         if not isinstance(module, (_ConvNd, nn.Linear)) or isinstance(module, _ConvTransposeNd):
             continue
-        if getattr(module, "groups", 1) > 1:
+        if getattr(module, "groups", 1) > 1 and name not in graph.structure.kept_groups:
             continue
         axes = graph.axes.get(f"{name}.weight" if name else "weight")
         for axis, into in ((0, producers), (1, consumers)):

@@ -112,6 +112,8 @@ class Modelled:
     def latency_ms(self, kernel: Kernel, c_in: int, c_out: int) -> float:
         """The formula of the class, in ms."""
         pixels_in, pixels_out = prod(kernel.spatial), prod(output_spatial(kernel))
+        width = c_in if kernel.groups else kernel.group_width
+        c_in, c_out = kernel.of_tensor(c_in), kernel.of_tensor(c_out)
         read, made = self.batch * pixels_in * c_in, self.batch * pixels_out * c_out
         window = prod(kernel.kernel_size) if kernel.op.startswith("conv") else 1
         weights = 0
@@ -119,20 +121,20 @@ class Modelled:
         if kernel.op in ("conv", "conv_transpose", "linear", "matmul"):
             if kernel.op == "conv_transpose":  # every input pixel is spread over a window
                 pixels_out = pixels_in
-            rows, group = self.batch * pixels_out, kernel.group_width or c_in
+            rows, group = self.batch * pixels_out, width or c_in
             weights = c_out * group * window
             if kernel.op == "matmul":
                 products = self.batch * kernel.spatial[0]
                 rows, weights = self.batch * pixels_in, products * c_in * c_out
-            if kernel.group_width is None:
+            if width is None:
                 compute = self._product_ms(rows, c_out, c_in * window)
                 if self._tensor_cores and (c_in % 8 or c_out % 8):
                     compute *= _MISALIGNED
-            elif kernel.group_width < 16:
+            elif width < 16:
                 fp32 = self.datasheet.tflops["fp32"] * 1e9
                 compute = 2 * made * group * window / (fp32 * _DEPTHWISE_SHARE)
             else:
-                groups = max(1, c_in // kernel.group_width)
+                groups = max(1, c_in // width)
                 compute = groups * self._product_ms(rows, c_out // groups, group * window, self._share_of(groups))
         if kernel.op == "attention":  # two products: queries with keys, and their shares with values
             products, rows, keys = self.batch * kernel.spatial[0], kernel.spatial[-1], prod(kernel.kernel_size)

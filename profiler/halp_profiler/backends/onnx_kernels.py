@@ -80,6 +80,7 @@ def fuse(d: Drawing, kernel: Kernel, y: str, residual: Sequence[str]) -> str:
 
 def input_shape(kernel: Kernel, c_in: int, batch: int) -> tuple[int, ...]:
     """Shape of the activation tensor that the kernel reads."""
+    c_in = kernel.of_tensor(c_in)
     if kernel.op in SPATIAL_OPS:
         return (batch, c_in, *kernel.spatial)
     return (batch, *kernel.spatial, c_in)
@@ -87,6 +88,7 @@ def input_shape(kernel: Kernel, c_in: int, batch: int) -> tuple[int, ...]:
 
 def output_shape(kernel: Kernel, c_out: int, batch: int) -> tuple[int, ...]:
     """Shape of what it makes."""
+    c_out = kernel.of_tensor(c_out)
     if kernel.op not in SPATIAL_OPS:
         return (batch, *kernel.spatial, c_out)
     return (batch, c_out, *output_spatial(kernel))
@@ -121,7 +123,8 @@ def activation(d: Drawing, name: str, x: str) -> str:
 
 def _conv(d: Drawing, k: Kernel, xs: Sequence[str], c_in: int, c_out: int, batch: int) -> str:
     stride, padding, dilation = geometry(k)
-    groups = c_in // k.group_width if k.group_width else 1
+    groups = k.groups or (c_in // k.group_width if k.group_width else 1)
+    c_in, c_out = k.of_tensor(c_in), k.of_tensor(c_out)
     attrs: dict[str, Any] = {
         "kernel_shape": k.kernel_size, "strides": stride, "pads": (*padding, *padding), "dilations": dilation,
         "group": groups,

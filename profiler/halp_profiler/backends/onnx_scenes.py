@@ -55,7 +55,7 @@ def weight_bytes(request: Request) -> int:
     """Bytes of the weights of a scene's kernel."""
     k, c_in, c_out = request.kernel, request.c_in, request.c_out
     if k.op in ("conv", "conv_transpose"):
-        return 4 * c_out * (k.group_width or c_in) * prod(k.kernel_size)
+        return 4 * k.of_tensor(c_out) * (k.group_width or c_in) * prod(k.kernel_size)
     return 4 * c_in * c_out if k.op == "linear" else 4 * c_in
 
 
@@ -82,7 +82,9 @@ def _scene(d: Drawing, i: int, request: Request, batch: int) -> None:
     if "add" in kernel.fused and _image(kernel):
         # The residual was made before the input, has been read by others, and may be written over.
         after = [_blocked(d, source, "z", output_shape(kernel, c_out, batch))]
-        seen = _convolution(d, source, after[0], c_out, output_shape(kernel, c_out, batch)[2:], channels=1)
+        seen = _convolution(
+            d, source, after[0], kernel.of_tensor(c_out), output_shape(kernel, c_out, batch)[2:], channels=1
+        )
         x = _input(d, source, kernel, first_part(c_in) if kernel.op == "cat" else c_in, batch, seen)
     else:
         x = _input(d, source, kernel, first_part(c_in) if kernel.op == "cat" else c_in, batch)
@@ -175,4 +177,4 @@ def _next(d: Drawing, prefix: str, kernel: Kernel, y: str, c_out: int, batch: in
     elif kernel.plain and kernel.op not in ("conv", "conv_transpose"):
         _mean(d, prefix, y)
     else:
-        d.output(_convolution(d, prefix, y, c_out, shape[2:]))
+        d.output(_convolution(d, prefix, y, kernel.of_tensor(c_out), shape[2:]))

@@ -86,7 +86,7 @@ def _adds(kernel: Kernel) -> int:
 
 
 def _input_shapes(kernel: Kernel, c_in: int, batch: int) -> list[tuple[int, ...]]:
-    shape = (batch, c_in, *kernel.spatial) if images(kernel) else (batch, *kernel.spatial, c_in)
+    shape = (batch, kernel.of_tensor(c_in), *kernel.spatial) if images(kernel) else (batch, *kernel.spatial, c_in)
     if kernel.op == "cat" and c_in > 1:
         first = c_in // 2 // 16 * 16 or c_in // 2
         return [(batch, first, *kernel.spatial), (batch, c_in - first, *kernel.spatial)]
@@ -95,7 +95,9 @@ def _input_shapes(kernel: Kernel, c_in: int, batch: int) -> list[tuple[int, ...]
 
 def made_shape(kernel: Kernel, c_out: int, batch: int) -> tuple[int, ...]:
     """Shape of the kernel's output."""
-    return (batch, c_out, *output_spatial(kernel)) if images(kernel) else (batch, *kernel.spatial, c_out)
+    return (
+        (batch, kernel.of_tensor(c_out), *output_spatial(kernel)) if images(kernel) else (batch, *kernel.spatial, c_out)
+    )
 
 
 class _Drawing:
@@ -131,7 +133,8 @@ def _pointwise(x: Any, c_out: int, c_in: int, n: int) -> Any:
 
 def _conv(k: Kernel, c_in: int, c_out: int, x: Sequence[Any], weights: Weights) -> Any:
     stride, padding, dilation = map(list, geometry(k))
-    groups = c_in // k.group_width if k.group_width else 1
+    groups = k.groups or (c_in // k.group_width if k.group_width else 1)
+    c_in, c_out = k.of_tensor(c_in), k.of_tensor(c_out)
     if k.op == "conv":
         w = weights((c_out, c_in // groups, *k.kernel_size))
         if groups == 1:

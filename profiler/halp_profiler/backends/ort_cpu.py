@@ -94,7 +94,8 @@ class OrtCpu:
 
     def steps(self, kernel: Kernel) -> Steps:
         """The blocked layout pads channels to whole blocks; it is left where input channels are no multiple of 4
-        (pools: of a block), and a convolution of less than a block reads the plain layout at any width."""
+        (pools: of a block), and a convolution of less than a block reads the plain layout at any width. Where the
+        width of groups varies, it is left unless they are whole blocks on either side."""
         return self._steps().get(kernel.family, Steps())
 
     def _steps(self) -> dict[str, Steps]:
@@ -106,6 +107,7 @@ class OrtCpu:
             "depthwise": Steps(align=4, block_in=b, block_out=b),
             "pointwise": Steps(align=4, block_in=b, block_out=b),
             "pool": Steps(align=b, block_in=b, block_out=b),
+            "groups": Steps(align=b, block_in=b, block_out=b, align_out=b),
         }
 
     def refusal(self, kernel: Kernel) -> str | None:
@@ -136,6 +138,7 @@ class OrtCpu:
             for spatial, width in ((k.spatial, r.c_in), (output_spatial(k), r.c_out)):
                 if k.plain and spatial == k.spatial:
                     continue  # the network's own input
+                width = k.of_tensor(width[0]), k.of_tensor(width[1])
                 found.append(KernelRange(Kernel("to_plain", spatial), width, width))
                 if most := width[1] // 4 * 4:  # what is no multiple of 4 is read in the plain layout
                     some = min(most, max(self.block, -(-width[0] // 4) * 4)), most

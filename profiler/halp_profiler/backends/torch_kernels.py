@@ -68,7 +68,7 @@ def build(
         weights: what the weights are.
     """
     images = kernel.op in SPATIAL_OPS
-    shape = (batch, c_in, *kernel.spatial) if images else (batch, *kernel.spatial, c_in)
+    shape = (batch, kernel.of_tensor(c_in), *kernel.spatial) if images else (batch, *kernel.spatial, c_in)
     inputs: list[np.ndarray]
     if kernel.op == "cat":
         first = _first_part(c_in)
@@ -84,7 +84,7 @@ def build(
         inputs.append(noise((batch, c_in, *(1 for _ in kernel.spatial))))
     elif kernel.op == "add":
         inputs.append(noise(shape))
-    made = (batch, c_out, *output_spatial(kernel)) if images else (batch, *kernel.spatial, c_out)
+    made = (batch, kernel.of_tensor(c_out), *output_spatial(kernel)) if images else (batch, *kernel.spatial, c_out)
     behind = () if kernel.op == "activation" else kernel.fused
     own = len(inputs)
     inputs += [noise(made) for name in behind if name == "add"]
@@ -122,7 +122,8 @@ _Made = tuple[list[np.ndarray], _Operation]
 
 def _conv(k: Kernel, c_in: int, c_out: int, weights: Weights) -> _Made:
     stride, padding, dilation = geometry(k)
-    groups, n = (c_in // k.group_width if k.group_width else 1), len(k.kernel_size)
+    groups, n = k.groups or (c_in // k.group_width if k.group_width else 1), len(k.kernel_size)
+    c_in, c_out = k.of_tensor(c_in), k.of_tensor(c_out)
     if k.op == "conv":
         conv = (F.conv1d, F.conv2d, F.conv3d)[n - 1]
         arrays = [weights((c_out, c_in // groups, *k.kernel_size)), weights((c_out,))]
