@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from halp_iee.graph.calls import Ref
 from halp_iee.graph.labels import Axis, Label, Step
 
@@ -77,3 +79,13 @@ def never_zero(_zeros: list[bool | None]) -> bool:
 def with_zero(label: Label, zero: bool) -> Label:
     """The same channels with another answer to what removed positions hold."""
     return [None if axis is None else Axis(axis.atoms, axis.zero and zero) for axis in label]
+
+
+def tie_across(step: Step, axis: Axis | None, blocks: int) -> Axis | None:
+    """Tie the j-th positions of all of `blocks` equal blocks, such as gates; returns the axis of one."""
+    if axis is None:
+        return None
+    rows = axis.atoms.reshape(blocks, -1)
+    for row in rows[1:]:
+        step.tie(rows[0], row)
+    return Axis(np.ascontiguousarray(rows[0]), axis.zero)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from halp_iee.graph.labels import Axis, Label, Step
+from halp_iee.graph.rules.base import tie_across
 
 WHOLE, WITHIN = 0, 1
 """The options of a choice: units are whole convolution groups, or positions inside each."""
@@ -26,16 +27,6 @@ def tie_blocks(step: Step, atoms: np.ndarray, blocks: int) -> np.ndarray:
     for column in range(1, rows.shape[1]):
         step.tie(rows[:, 0], rows[:, column])
     return np.ascontiguousarray(rows[:, 0])
-
-
-def _tie_across(step: Step, axis: Axis | None, groups: int) -> Axis | None:
-    """Tie the j-th positions of all groups; returns the axis of one group."""
-    if axis is None:
-        return None
-    rows = axis.atoms.reshape(groups, -1)
-    for row in rows[1:]:
-        step.tie(rows[0], row)
-    return Axis(np.ascontiguousarray(rows[0]), axis.zero)
 
 
 def grouped(step: Step, read: Axis | None, weight: Label, groups: int, transposed: bool) -> Axis | None:
@@ -89,7 +80,7 @@ def _within(
     if size_in == 1:
         step.freeze([read, into], "each group of a convolution reads one channel of it")
     else:
-        contract(step, _tie_across(step, read, groups), _tie_across(step, into, groups) if transposed else into)
+        contract(step, tie_across(step, read, groups), tie_across(step, into, groups) if transposed else into)
     if made is None:
         return None
     if transposed:
@@ -97,5 +88,5 @@ def _within(
     if size_out == 1:
         step.freeze(made, "each group of a convolution makes one channel")
         return None
-    _tie_across(step, made, groups)
+    tie_across(step, made, groups)
     return made

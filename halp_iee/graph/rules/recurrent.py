@@ -6,7 +6,7 @@ import numpy as np
 
 from halp_iee.graph.calls import Ref, refs_in
 from halp_iee.graph.labels import Axis, Step
-from halp_iee.graph.rules.base import Rule
+from halp_iee.graph.rules.base import Rule, tie_across
 from halp_iee.graph.rules.contraction import contract
 
 GATES = {"aten::lstm": 4, "aten::gru": 3, "aten::rnn_tanh": 1, "aten::rnn_relu": 1}
@@ -28,12 +28,12 @@ def recurrent(step: Step) -> None:
     projected = each in (3, 5)
     step.freeze(x[:-1], "a recurrent layer runs over it")
     states = [step.label(ref) for ref in refs_in(step["hx"])]
-    cell = _first_gate(step, params[0][0], gates)
+    cell = tie_across(step, params[0][0], gates)
     out = params[each - 1][0] if projected else cell
     for number in range(layers * directions):
         mine, names = params[number * each : (number + 1) * each], refs[number * each : (number + 1) * each]
         for label, ref in zip(mine[: 4 if step["has_biases"] else 2], names, strict=False):
-            made = _first_gate(step, label[0], gates)
+            made = tie_across(step, label[0], gates)
             cell = _joined(step, cell, made)
             name = step.source(ref)
             if made is not None and name is not None:
@@ -62,16 +62,6 @@ def recurrent(step: Step) -> None:
     step.emit([None, None, None if out is None else Axis(out.atoms, True)], 1)
     if len(step.call.outputs) > 2:
         step.emit([None, None, None if cell is None else Axis(cell.atoms, True)], 2)
-
-
-def _first_gate(step: Step, axis: Axis | None, gates: int) -> Axis | None:
-    """The positions of one gate, with those of the others tied to them."""
-    if axis is None:
-        return None
-    rows = axis.atoms.reshape(gates, -1)
-    for row in rows[1:]:
-        step.tie(rows[0], row)
-    return Axis(np.ascontiguousarray(rows[0]), axis.zero)
 
 
 def _joined(step: Step, one: Axis | None, two: Axis | None) -> Axis | None:
