@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from halp_iee.progress import Progress, Silent
-from halp_iee.run import results, stages, training
+from halp_iee.run import pruning, results, stages, training
 from halp_iee.run.directory import RunDirectory
 from halp_iee.run.job import Job
 from halp_iee.run.reload import read_result
@@ -50,7 +50,7 @@ def train(job: Job, directory: Path | None = None, progress: Progress | None = N
 
 def prune(job: Job, directory: Path | None = None, progress: Progress | None = None, fresh: bool = False) -> Finished:
     """Make a trained network fit a latency in one step, then fine-tune it if the job has epochs for that."""
-    return _run(job, directory, progress or Silent(), fresh, training.prune_to_target)
+    return _run(job, directory, progress or Silent(), fresh, pruning.prune_to_target)
 
 
 def _run(job: Job, directory: Path | None, progress: Progress, fresh: bool, choose: Choose) -> Finished:
@@ -75,12 +75,16 @@ def _run(job: Job, directory: Path | None, progress: Progress, fresh: bool, choo
         slimmed = choose(job, network, cost, reference, run, watch)
 
         def prove() -> dict[str, Any]:
-            artifact = results.artifact(job, network, slimmed, cost, run)
-            exported = stages.export(job, network, reference.model, slimmed, run, watch)
-            measured = stages.measure(job, network, cost, exported, run, watch)
+            chosen: stages.Slimmed | None = slimmed
+            while chosen is not None:
+                final = chosen
+                artifact = results.artifact(job, network, final, cost, run)
+                exported = stages.export(job, network, reference.model, final, run, watch)
+                measured = stages.measure(job, network, cost, exported, run, watch)
+                chosen = final.revise(measured) if final.revise else None
             seconds = watch.seconds if isinstance(watch, Stopwatch) else 0.0
-            result = results.result(job, network, cost, reference, slimmed, artifact, measured, run, seconds)
-            results.report(result, job, network, cost, slimmed, run)
+            result = results.result(job, network, cost, reference, final, artifact, measured, run, seconds)
+            results.report(result, job, network, cost, final, run)
             return result
 
         return Finished(processes.once(prove), run.root)

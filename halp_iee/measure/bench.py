@@ -260,7 +260,7 @@ def _blocks(calls: Mapping[str, _Ready], seconds: float) -> tuple[dict[str, list
     for block in range(BLOCKS):
         samples = sample_interleaved(
             {label: ready.call for label, ready in calls.items()},
-            min_seconds=seconds / BLOCKS, min_rounds=3, warmup=2 if block == 0 else 1,
+            min_seconds=seconds / BLOCKS, min_rounds=3, warmup=2 if block == 0 else 1, alike=True,
         )  # fmt: skip
         for label, ms in samples.items():
             found[label].append(ms)

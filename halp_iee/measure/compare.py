@@ -107,7 +107,8 @@ def compare_calls(
     each = seconds / blocks
     pairs = np.empty((blocks, 2))
     for block in range(blocks):
-        timing = time_interleaved({"candidate": candidate, "reference": reference}, min_seconds=each, min_rounds=4)
+        calls = {"candidate": candidate, "reference": reference}
+        timing = time_interleaved(calls, min_seconds=each, min_rounds=4, alike=True)
         pairs[block] = timing["candidate"].median_ms, timing["reference"].median_ms
     return judge(pairs, confidence=confidence, indifference=indifference)
 

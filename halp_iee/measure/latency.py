@@ -53,7 +53,7 @@ def measure_onnx(
         label: make_call(file, label=label, threads=threads, batch=batch, inputs=inputs, provider=provider)
         for label, file in files.items()
     }
-    best = time_interleaved(calls, min_seconds=seconds)
+    best = time_interleaved(calls, min_seconds=seconds, alike=True)
     for attempt in range(retries):
         shaky = [label for label, timing in best.items() if timing.unstable]
         if not shaky:
@@ -61,7 +61,7 @@ def measure_onnx(
         if progress is not None:
             progress(f"{', '.join(shaky)}: unsteady, measuring again ({attempt + 1} of {retries})")
         # All of them again, not only the shaky ones: they are compared with each other.
-        again = time_interleaved(calls, min_seconds=seconds)
+        again = time_interleaved(calls, min_seconds=seconds, alike=True)
         if _worst_spread(again) < _worst_spread(best):
             best = again
     if strict:
@@ -73,38 +73,6 @@ def measure_onnx(
                     "Close other programs, use fewer threads or measure for longer",
                 )
     return best
-
-
-def measure_pair(
-    dense: str | os.PathLike[str] | bytes,
-    slim: str | os.PathLike[str] | bytes,
-    *,
-    threads: int = 1,
-    batch: int | None = None,
-    seconds: float = 2.0,
-    sessions: int = 3,
-) -> tuple[Timing, Timing]:
-    """Time two ONNX files side by side, in several sessions of the runtime; that with the median of the ratios stands.
-
-    What a session settles once, such as where its tensors lie in memory, more rounds of it do not average out; other
-    sessions do.
-
-    Args:
-        seconds: least time spent on each file in each session.
-        sessions: how many; odd, so that one of them is the median.
-
-    Returns:
-        What one session said of both.
-
-    Raises:
-        As ``measure_onnx``.
-    """
-    found = []
-    for _ in range(sessions):
-        timings = measure_onnx({"dense": dense, "slim": slim}, threads=threads, batch=batch, seconds=seconds, retries=1)
-        found.append((timings["dense"], timings["slim"]))
-    found.sort(key=lambda pair: pair[1].median_ms / pair[0].median_ms)
-    return found[len(found) // 2]
 
 
 def make_call(

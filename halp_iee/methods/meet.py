@@ -37,7 +37,7 @@ class Band:
     high: float = 0.992
 
 
-def _same(one: Answer, other: Answer) -> bool:
+def same_network(one: Answer, other: Answer) -> bool:
     """Whether two answers are the same network: then it need not be built and timed again."""
     return one is other or (one.latency_ms == other.latency_ms and one.widths == other.widths)
 
@@ -49,6 +49,7 @@ def meet_as_measured(
     *,
     band: Band | None = None,
     rounds: int = 10,
+    start_ms: float | None = None,
 ) -> tuple[Trial, ...]:
     """Solve, build, time, correct the budget, and solve again until measured meets the target.
 
@@ -65,6 +66,8 @@ def meet_as_measured(
         target_ms: what was asked for.
         band: what counts as met; by default 0.978 to 0.992 of the target.
         rounds: timings at the most.
+        start_ms: the first budget for the solver, where a measurement has corrected it already; by default the
+            middle of the band.
 
     Returns:
         All trials in order of merit: those in or under the band first, slowest (fullest)
@@ -75,7 +78,7 @@ def meet_as_measured(
     """
     band = band or Band()
     aim = target_ms * (band.low + band.high) / 2
-    budget, under, over = aim, 0.0, float("inf")
+    budget, under, over = aim if start_ms is None else start_ms, 0.0, float("inf")
     trials: list[Trial] = []
     refused: TargetError | None = None
     timings = 0
@@ -92,7 +95,7 @@ def meet_as_measured(
                 raise
             budget, timings = (under + over) / 2, timings + 1
             continue
-        known = next((t for t in trials if _same(t.answer, answer)), None)
+        known = next((t for t in trials if same_network(t.answer, answer)), None)
         timings += 1
         measured = measure(answer) if known is None else known.measured_ms
         if known is not None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from halp_iee.export.onnx import export_onnx
-from halp_iee.measure.latency import measure_onnx
+from halp_iee.measure.sessions import Sessions, time_sessions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
 class RuntimeClock:
     """Measures a structure beside the dense network, so that a drift of the machine cancels.
 
-    A latency does not depend on the weights, so the networks are timed with those they have.
+    A latency does not depend on the weights, so the networks are timed with those they have. The last structure's file
+    is kept, so that timing it once more does not build it once more.
 
     Attributes:
         graph: of the dense network, which is slimmed afresh for every structure.
         example: the inputs, with the batch that is to be timed.
         threads: of the runtime.
-        seconds: least time spent on each network.
     """
 
     graph: ChannelGraph
     example: Tensor
     threads: int = 1
-    seconds: float = 1.0
     _dense: bytes | None = field(default=None, repr=False)
+    _last: tuple[tuple[tuple[str, bytes], ...], bytes] | None = field(default=None, repr=False)
     _dense_ms: float | None = None
 
     def _export(self, keep: Mapping[str, np.ndarray] | None) -> bytes:
@@ -49,7 +49,7 @@ class RuntimeClock:
     def dense_ms(self) -> float:
         """Latency of the dense network; measured once, and the scale of all others."""
         if self._dense_ms is None:
-            self._dense_ms = self._time({"dense": self._dense_file})["dense"]
+            self._dense_ms = self._time({"dense": self._dense_file}).ms("dense")
         return self._dense_ms
 
     @property
@@ -58,19 +58,22 @@ class RuntimeClock:
             self._dense = self._export(None)
         return self._dense
 
+    def _file_of(self, keep: Mapping[str, np.ndarray]) -> bytes:
+        units = tuple((name, np.asarray(kept).tobytes()) for name, kept in keep.items())
+        if self._last is None or self._last[0] != units:
+            self._last = units, self._export(keep)
+        return self._last[1]
+
     def scale_to(self, dense_ms: float) -> None:
         """Take a dense latency that was measured before as the scale of what is measured from now on."""
         self._dense_ms = dense_ms
 
-    def _time(self, files: Mapping[str, bytes], retries: int = 2) -> dict[str, float]:
-        timings = measure_onnx(
-            files, threads=self.threads, batch=len(self.example), seconds=self.seconds, retries=retries
+    def _time(self, files: Mapping[str, bytes]) -> Sessions:
+        return time_sessions(
+            files, threads=self.threads, batch=len(self.example), most=12, error=0.006, limit_s=10.0
         )
-        return {label: timing.median_ms for label, timing in timings.items()}
 
     def __call__(self, keep: Mapping[str, np.ndarray]) -> float:
-        """Latency in ms of the network that keeps these units."""
-        dense_ms = self.dense_ms
-        # Not repeated where it is unsteady: the two are run in turn, and of their ratio what slows both cancels.
-        now = self._time({"dense": self._dense_file, "slim": self._export(keep)}, retries=0)
-        return now["slim"] * dense_ms / now["dense"]
+        """Latency in ms of the network that keeps these units: its ratio to the dense one, on the dense one's scale."""
+        now = self._time({"dense": self._dense_file, "slim": self._file_of(keep)})
+        return self.dense_ms * now.ratio("slim", "dense")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -116,6 +116,8 @@ class Slimmed:
         train_seconds: of the whole training.
         bill: what each stage of the training cost: steps, FLOPs, and where the loop told them apart, seconds.
         events: what happened, for the report.
+        revise: where the structure can still be changed, gives one that is corrected for what the final measurement
+            said, or None where that met the target or nothing lies nearer.
     """
 
     small: nn.Module
@@ -128,6 +130,7 @@ class Slimmed:
     train_seconds: float | None
     events: tuple[dict[str, Any], ...]
     bill: Mapping[str, Any] = field(default_factory=dict)
+    revise: Callable[[Measured], Slimmed | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -385,7 +388,7 @@ def export(
 def measure(job: Job, network: Network, cost: Cost, exported: Path, run: RunDirectory, progress: Progress) -> Measured:
     """Time both files in turn in the runtime, and the accuracy of the small one there."""
     from halp_iee.measure.accuracy import top1_onnx
-    from halp_iee.measure.latency import measure_pair
+    from halp_iee.measure.sessions import time_sessions
 
     top1 = None
     if network.data is not None:
@@ -394,5 +397,9 @@ def measure(job: Job, network: Network, cost: Cost, exported: Path, run: RunDire
     if cost.clock is None:
         return Measured(None, None, top1, False)
     with progress.task("measurement in the runtime"):
-        dense, slim = measure_pair(run.dense_onnx, exported, threads=job.device.threads, batch=job.device.batch)
-    return Measured(dense.median_ms, slim.median_ms, top1, dense.unstable or slim.unstable)
+        timed = time_sessions(
+            {"dense": run.dense_onnx, "slim": exported}, threads=job.device.threads, batch=job.device.batch,
+            least=9, most=60, error=0.003, limit_s=40.0,
+        )  # fmt: skip
+    dense_ms = timed.ms("dense")
+    return Measured(dense_ms, dense_ms * timed.ratio("slim", "dense"), top1, timed.unstable)

@@ -9,26 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from halp_iee.measure.flops import count
 from halp_iee.measure.training_cost import TrainingCost, iee_flops_per_sample
 from halp_iee.methods.iee import IEE
-from halp_iee.methods.meet import meet_as_measured
 from halp_iee.methods.search import LatencySearch
 from halp_iee.progress import Progress, Task
 from halp_iee.run.directory import RunDirectory
 from halp_iee.run.job import Job
-from halp_iee.run.question import answerer
 from halp_iee.run.searches import configuration, search, total_steps, training_bill
 from halp_iee.run.stages import Cost, Network, Slimmed
 from halp_iee.train import EventLog, History, evaluate, fit, make_optimizer
 from halp_iee.train import Progress as Step
 from halp_iee.train.events import read
 from halp_iee.train.processes import Processes, training_device
-from halp_iee.train.records import Data, steps_per_epoch
+from halp_iee.train.records import Data
 
 
 @dataclass(frozen=True)
@@ -143,57 +140,17 @@ def _itemised(
     return items
 
 
-def prune_to_target(
-    job: Job, network: Network, cost: Cost, reference: Reference, run: RunDirectory, progress: Progress
-) -> Slimmed:
-    """Judge the trained channels once, solve, meet the target as measured, and fine-tune if asked."""
-    scores = _judge(job, network, progress)
-
-    solve_at = answerer(job.question, network.graph, cost.model, scores, job.solver)
-    if cost.clock is None or job.question.keep_importance is not None:
-        answer = solve_at(cost.target_ms)
-    else:
-        clock = cost.clock
-        with progress.task("meeting the target as measured"):
-            answer = meet_as_measured(solve_at, lambda a: clock(a.keep), cost.target_ms)[0].answer
-    small = network.graph.slim(answer.keep)
-    top1, flops, seconds, events = None, None, None, reference.events
-    if network.data is not None:
-        if job.finetune_epochs:
-            log = _log(job, run, run.slim, "slim")
-            teacher = copy.deepcopy(network.model) if job.recipe.distill else None
-            history, tuned = _fit(job, small, network.data, run.slim, "fine-tuning", progress, log=log, teacher=teacher)
-            seconds, events = history.seconds, (*events, *tuned)
-            macs = count(network.graph, answer.widths).macs
-            bill = TrainingCost(count(network.graph).macs)
-            flops = bill.add("train", steps=history.steps, batch=job.recipe.batch_size, macs=macs).flops
-        top1 = evaluate(small, network.data.test).top1
-    return Slimmed(
-        small, dict(answer.keep), dict(answer.widths), answer.gap, answer.solver, top1, flops, seconds, events
-    )
-
-
-def _judge(job: Job, network: Network, progress: Progress) -> dict[str, np.ndarray]:
-    """Importance of every unit: over the training set where the criterion needs gradients, else of the weights."""
-    from halp_iee.importance import NEEDS_GRADIENTS, score
-
-    model = copy.deepcopy(network.model)
-    if job.criterion not in NEEDS_GRADIENTS:
-        return {n: s.numpy() for n, s in score(job.criterion, model, network.graph).items()}
-    assert network.data is not None, "the command line asks for data"
-    sums: dict[str, np.ndarray] = {}
-    model.eval()  # a trained network is judged with its own statistics
-    size = job.recipe.batch_size
-    total = min(100, steps_per_epoch(len(network.data.train), size))
-    with progress.task(f"importance by {job.criterion}", total) as task:
-        batches = network.data.train.batches(size, epoch=0, seed=job.seed, shuffle=True)
-        for i, (images, labels) in zip(range(total), batches, strict=False):
-            model.zero_grad(set_to_none=True)
-            torch.nn.functional.cross_entropy(model(images), labels).backward()
-            for name, values in score(job.criterion, model, network.graph).items():
-                sums[name] = sums.get(name, 0.0) + values.numpy()
-            task.update(i + 1)
-    return sums
+def fine_tune(
+    job: Job, network: Network, small: nn.Module, macs: int, run: RunDirectory, progress: Progress
+) -> tuple[float, float, tuple[dict[str, Any], ...]]:
+    """Train the slim network for the epochs asked for; its training FLOPs and seconds, and what happened."""
+    assert network.data is not None, "checked with the job"
+    log = _log(job, run, run.slim, "slim")
+    teacher = copy.deepcopy(network.model) if job.recipe.distill else None
+    history, events = _fit(job, small, network.data, run.slim, "fine-tuning", progress, log=log, teacher=teacher)
+    bill = TrainingCost(count(network.graph).macs)
+    flops = bill.add("train", steps=history.steps, batch=job.recipe.batch_size, macs=macs).flops
+    return flops, history.seconds, events
 
 
 def _log(job: Job, run: RunDirectory, directory: Path, phase: str) -> EventLog:

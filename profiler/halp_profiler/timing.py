@@ -49,6 +49,7 @@ def time_interleaved(
     max_rounds: int = 10_000,
     warmup: int = 2,
     unstable_over: float = 0.1,
+    alike: bool = False,
     clock_ns: Callable[[], int] = time.perf_counter_ns,
 ) -> dict[str, Timing]:
     """Times every call in rounds, one sample a call and round, in an order that turns from round to round.
@@ -64,14 +65,17 @@ def time_interleaved(
         max_rounds: never more rounds than this.
         warmup: untimed calls of each before the first round.
         unstable_over: the spread (interquartile range over median) from which a timing is called unstable.
+        alike: where one of the calls gets an untimed run, all do: for calls that are compared with each other, one of
+            which may be near the 5 ms.
         clock_ns: the clock, in ns.
 
     Returns:
         label -> Timing, in the order of ``calls``; empty when there are no calls.
     """
     samples = sample_interleaved(
-        calls, min_seconds=min_seconds, min_rounds=min_rounds, max_rounds=max_rounds, warmup=warmup, clock_ns=clock_ns
-    )
+        calls, min_seconds=min_seconds, min_rounds=min_rounds, max_rounds=max_rounds, warmup=warmup, alike=alike,
+        clock_ns=clock_ns,
+    )  # fmt: skip
     return {label: Timing.of(ms, unstable_over) for label, ms in samples.items()}
 
 
@@ -82,13 +86,14 @@ def sample_interleaved(
     min_rounds: int = 10,
     max_rounds: int = 10_000,
     warmup: int = 2,
+    alike: bool = False,
     clock_ns: Callable[[], int] = time.perf_counter_ns,
 ) -> dict[str, np.ndarray]:
     """The samples themselves, in ms of one call, shape (rounds,); see ``time_interleaved``."""
     collecting = gc.isenabled()
     gc.disable()
     try:
-        return _samples(calls, min_seconds, max(1, min_rounds), max_rounds, max(1, warmup), clock_ns)
+        return _samples(calls, min_seconds, max(1, min_rounds), max_rounds, max(1, warmup), alike, clock_ns)
     finally:
         if collecting:
             gc.enable()
@@ -100,6 +105,7 @@ def _samples(
     min_rounds: int,
     max_rounds: int,
     warmup: int,
+    alike: bool,
     clock_ns: Callable[[], int],
 ) -> dict[str, np.ndarray]:
     plan: list[tuple[str, Callable[[], object], int, bool]] = []
@@ -107,6 +113,8 @@ def _samples(
         quickest = min(_elapsed(call, 1, clock_ns) for _ in range(warmup + 1))
         repeats = max(1, -(-_SAMPLE_NS // max(1, quickest)))
         plan.append((label, call, min(repeats, 1000), quickest < _SETTLE_NS))
+    if alike and any(settle for *_, settle in plan):
+        plan = [(label, call, repeats, True) for label, call, repeats, _ in plan]
     samples: dict[str, list[float]] = {label: [] for label in calls}
     start, rounds = clock_ns(), 0
     budget_ns = min_seconds * 1e9 * len(plan)

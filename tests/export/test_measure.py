@@ -14,7 +14,6 @@ from halp_iee.measure.accuracy import top1_onnx
 from halp_iee.measure.compare import compare_calls, compare_onnx, judge
 from halp_iee.measure.engine import bind, fixed_batch, random_feeds
 from halp_iee.measure.latency import fps, measure_onnx
-from halp_profiler.timing import Timing
 
 
 def conv_net(width: int) -> nn.Module:
@@ -82,23 +81,6 @@ def test_the_batch_reaches_the_runtime_and_a_fixed_one_is_not_passed_over(files)
     assert timings["open"].median_ms > 2 * single["open"].median_ms
     with pytest.raises(UsageError, match="dynamic batch"):
         measure_onnx({"tiny": files["tiny"]}, batch=16)
-
-
-def test_of_several_sessions_the_one_with_the_median_ratio_stands(files, monkeypatch):
-    said = [(10.0, 6.0), (20.0, 8.0), (10.0, 5.0)]  # 0.6, 0.4 and 0.5 of dense
-    left = iter(said)
-
-    def session(given, **options):
-        assert set(given) == {"dense", "slim"}
-        return {name: Timing(ms, ms, ms, ms, ms, 1, 0.0, False) for name, ms in zip(given, next(left), strict=True)}
-
-    monkeypatch.setattr(latency, "measure_onnx", session)
-    dense, slim = latency.measure_pair(files["big"], files["tiny"])
-    assert (dense.median_ms, slim.median_ms) == said[2]
-    assert next(left, None) is None
-    monkeypatch.undo()
-    dense, slim = latency.measure_pair(files["big"], files["tiny"], seconds=0.05)
-    assert 0 < slim.median_ms < dense.median_ms
 
 
 def test_an_unsteady_measurement_is_repeated_then_flagged_and_refused_only_if_asked(files, monkeypatch):

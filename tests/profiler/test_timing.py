@@ -78,3 +78,18 @@ def test_the_garbage_collector_is_back_even_after_an_error():
 
 def test_nothing_to_time_is_no_error():
     assert time_interleaved({}) == {}
+
+
+def test_what_is_compared_is_timed_alike():
+    """Beside a short call a long one gets its untimed run too, if asked; two long ones need none."""
+    for alike, runs in ((False, 5), (True, 10)):
+        clock = Clock()
+        calls = {"long": clock.call("long", 6_000_000), "short": clock.call("short", 1_000_000)}
+        timings = time_interleaved(calls, min_rounds=5, min_seconds=0, warmup=2, alike=alike, clock_ns=clock)
+        assert clock.order.count("long") == 3 + runs
+        assert clock.order.count("short") == 3 + 10
+        assert timings["long"].median_ms == pytest.approx(6.0)
+    clock = Clock()
+    calls = {"long": clock.call("long", 6_000_000), "longer": clock.call("longer", 9_000_000)}
+    time_interleaved(calls, min_rounds=5, min_seconds=0, warmup=2, alike=True, clock_ns=clock)
+    assert len(clock.order) == 2 * (3 + 5)
