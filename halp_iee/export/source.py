@@ -31,8 +31,10 @@ PRECISIONS: dict[Format, tuple[Precision, ...]] = {
 MAX_DROP: dict[Precision, float] = {"fp32": 0.002, "fp16": 0.005, "int8": 0.01}
 """How much top-1 an export may lose against the slim network, as a share, when nothing else is said."""
 TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 2e-2}
-_ACCURACY_MACS = 4e11
-_IMAGES = (250, 5000)
+_ACCURACY_MACS: dict[Precision, float] = {"fp32": 2e11, "fp16": 4e11, "int8": 4e11}
+_LEAST_IMAGES: dict[Precision, int] = {"fp32": 100, "fp16": 250, "int8": 250}
+"""Fewer where every output has been compared to 1e-4 besides; rounded arithmetic is judged by its accuracy alone."""
+_MOST_IMAGES = 5000
 _CHECKS = 4  # batches of real images on which every output is compared
 _OPSETS = (13, 26)
 
@@ -51,7 +53,7 @@ class Options:
         calibration: inputs for int8 where the run has no data, as the network takes them.
         calibration_images: how many images of the training set calibrate int8.
         test_images: how many images of the test set are compared, spread evenly over it; when None, as many as take
-            the network 400 GMACs, 250 at least and 5000 at most: seconds for each network.
+            the network 400 GMACs, 250 at least (in single precision 200 GMACs and 100) and 5000 at most.
     """
 
     format: Format = "onnx"
@@ -112,7 +114,8 @@ class Source:
         assert self.data is not None, "asked for with data only"
         total, wanted = len(self.data.test), self.options.test_images
         if wanted is None:
-            wanted = int(np.clip(_ACCURACY_MACS / max(1.0, float(self.result.get("macs") or 0.0)), *_IMAGES))
+            precision, macs = self.options.precision, max(1.0, float(self.result.get("macs") or 0.0))
+            wanted = int(np.clip(_ACCURACY_MACS[precision] / macs, _LEAST_IMAGES[precision], _MOST_IMAGES))
         # Spread evenly: the files of a folder are ordered by their class.
         only = None if wanted >= total else np.unique(np.linspace(0, total - 1, wanted).round().astype(np.int64))
         yield from self.data.test.batches(250, only=only)

@@ -88,7 +88,7 @@ class IEE(LatencySearch):
         self._left = self.config.H
         self._grown: Units = {}
         if self.config.start == "random":
-            answer = self._solve(self._random_scores(0), self.psi_ms)
+            answer = self._solve(self._even_scores(), self.psi_ms)
             self.active = self._of(answer)
             self._emit("start", answer, self.psi_ms)
         self.elastic.resize(self.active)
@@ -165,6 +165,21 @@ class IEE(LatencySearch):
         return self.psi_ms * exponential(self.config.omega_start, self.config.omega_end, a)
 
     # Structure
+
+    def _even_scores(self) -> dict[str, np.ndarray]:
+        """Scores by which the random Theta_K is drawn: which units is chance, how many of each group is nearly even.
+
+        A subset drawn from all units has about the same share of every group. Under a latency the shares that come
+        nearest to that, at the widths which the device likes, maximise -sum_g n_g / w_g, n_g units of which w_g
+        stay: alpha-fairness with alpha = 2. The k-th unit, in a random order, is worth n_g / (k (k - 1)). Scores
+        that were random themselves would make the solver keep whatever is cheap, and starve the rest.
+        """
+        rng = np.random.default_rng((self.config.seed, 0))
+        scores = {}
+        for name, size in prunable_sizes(self.graph).items():
+            k = np.arange(2, size + 1)
+            scores[name] = rng.permutation(np.concatenate([[2.0 * size], size / (k * (k - 1.0))]))
+        return scores
 
     def _random_scores(self, salt: int) -> dict[str, np.ndarray]:
         rng = np.random.default_rng((self.config.seed, salt))

@@ -15,6 +15,14 @@ if TYPE_CHECKING:
 _AGAIN = 2
 """How often what lies in the band is timed once more."""
 
+_MET = (0.97, 1.0)
+"""Where a latency is met, as a share of the target; the band lies within."""
+
+
+def is_met(measured_ms: float, target_ms: float) -> bool:
+    """Whether a measured latency lies within 0.97 to 1 of its target."""
+    return _MET[0] * target_ms <= measured_ms <= _MET[1] * target_ms
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -35,6 +43,10 @@ class Band:
 
     low: float = 0.978
     high: float = 0.992
+
+    @property
+    def aim(self) -> float:
+        return (self.low + self.high) / 2
 
 
 def same_network(one: Answer, other: Answer) -> bool:
@@ -77,14 +89,15 @@ def meet_as_measured(
         TargetError: no trial was at or under the target; says the fastest that was measured.
     """
     band = band or Band()
-    aim = target_ms * (band.low + band.high) / 2
+    aim = target_ms * band.aim
+    safe = target_ms * band.high  # what lies between it and the target is met, but may be over it when timed again
     budget, under, over = aim if start_ms is None else start_ms, 0.0, float("inf")
     trials: list[Trial] = []
     refused: TargetError | None = None
     timings = 0
 
     def in_band(ms: float) -> bool:
-        return band.low * target_ms <= ms <= band.high * target_ms
+        return band.low * target_ms <= ms <= safe
 
     while timings < rounds:
         try:
@@ -107,17 +120,18 @@ def meet_as_measured(
         trials.append(Trial(budget, measured, answer))
         if in_band(measured):
             break
-        if measured > band.high * target_ms:
+        if measured > safe:
             over = min(over, budget)
         else:
             under = max(under, budget)
         budget = aim * answer.latency_ms / measured
         if not under < budget < over:
             budget = (under + over) / 2 if over < float("inf") else under * 1.02
-        if over - under < 1e-3 * target_ms:
+        # Where the target is met safely, if under the band, a step that straddles it is not worth many more timings.
+        near = any(is_met(t.measured_ms, target_ms) and t.measured_ms <= safe for t in trials)
+        fine = 1e-2 if near else 1e-3
+        if over - under < fine * target_ms:
             break  # the step that straddles the target cannot be split any further
-    # What lies between the band and the target is met, but may be over it when it is timed again.
-    safe = band.high * target_ms
     met = sorted(
         (t for t in trials if t.measured_ms <= target_ms), key=lambda t: (t.measured_ms > safe, -t.measured_ms)
     )

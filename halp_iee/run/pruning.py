@@ -11,7 +11,7 @@ import torch
 
 from halp_iee.errors import TargetError
 from halp_iee.measure.flops import count
-from halp_iee.methods.meet import Trial, meet_as_measured, same_network
+from halp_iee.methods.meet import Band, Trial, is_met, meet_as_measured, same_network
 from halp_iee.progress import Progress
 from halp_iee.run.clock import RuntimeClock
 from halp_iee.run.directory import RunDirectory
@@ -24,7 +24,6 @@ from halp_iee.train import evaluate
 from halp_iee.train.records import steps_per_epoch
 
 _REVISIONS = 3
-_MET = (0.97, 1.0)
 
 
 def prune_to_target(
@@ -52,11 +51,12 @@ class _OneShot:
 
     def met(self, clock: RuntimeClock, target_ms: float) -> Slimmed:
         """The network that meets the target as timed; it can be revised as long as nothing was trained into it."""
-        best = self._meeting(clock, target_ms)
+        best = self.meeting(clock, target_ms)
         slimmed = self.built(best.answer)
-        return slimmed if self.job.finetune_epochs else replace(slimmed, revise=_Revision(self, clock, best))
+        return slimmed if self.job.finetune_epochs else replace(slimmed, revise=_Revision(self, clock, best, target_ms))
 
-    def _meeting(self, clock: RuntimeClock, target_ms: float, start_ms: float | None = None) -> Trial:
+    def meeting(self, clock: RuntimeClock, target_ms: float, start_ms: float | None = None) -> Trial:
+        """The best trial of the loop that meets a latency as measured."""
         with self.progress.task("meeting the target as measured"):
             return meet_as_measured(self.solve_at, lambda a: clock(a.keep), target_ms, start_ms=start_ms)[0]
 
@@ -77,15 +77,17 @@ class _OneShot:
 
 @dataclass(frozen=True)
 class _Revision:
-    """Corrects a network whose final measurement lies outside of 0.97 to 1 of the target.
+    """Corrects a network that met the target when it was chosen, and in the final measurement did not.
 
-    The machine may have changed since the network was chosen: the new search begins at the budget that the final
-    measurement suggests, and times against the dense latency that was measured with it.
+    The machine may have changed in between: the new search begins at the budget that the final measurement suggests,
+    and times against the dense latency that was measured with it. Where nothing met the target in the first place,
+    because the steps are too coarse, there is nothing to correct.
     """
 
     once: _OneShot
     clock: RuntimeClock
     trial: Trial
+    target_ms: float
     left: int = field(default=_REVISIONS)
 
     def __call__(self, measured: Measured) -> Slimmed | None:
@@ -93,18 +95,19 @@ class _Revision:
             return None
         job = self.once.job
         target_ms = job.target.of_ms(measured.dense_ms, job.device.batch)
-        share = measured.slim_ms / target_ms
-        if _MET[0] <= share <= _MET[1]:
+        if is_met(measured.slim_ms, target_ms) or not is_met(self.trial.measured_ms, self.target_ms):
             return None
+        share = measured.slim_ms / target_ms
         self.once.progress.say(f"measured at {share:.1%} of the target: correcting the widths")
         self.clock.scale_to(measured.dense_ms)
         try:
-            best = self.once._meeting(self.clock, target_ms, self.trial.budget_ms * sum(_MET) / 2 / share)
+            best = self.once.meeting(self.clock, target_ms, self.trial.budget_ms * Band().aim / share)
         except TargetError:
             return None  # what there is stands, and the result says by how much it misses
         if same_network(best.answer, self.trial.answer):
             return None
-        return replace(self.once.built(best.answer), revise=_Revision(self.once, self.clock, best, self.left - 1))
+        again = _Revision(self.once, self.clock, best, target_ms, self.left - 1)
+        return replace(self.once.built(best.answer), revise=again)
 
 
 def _judge(job: Job, network: Network, progress: Progress) -> dict[str, np.ndarray]:

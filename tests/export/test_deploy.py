@@ -44,11 +44,16 @@ needs_openvino = pytest.mark.skipif(not HAS_OPENVINO, reason="OpenVINO is an ext
 
 
 @pytest.mark.parametrize(
-    ("asked", "macs", "images"), [(7, 1e6, 7), (900, 1e6, 500), (None, 1e6, 500), (None, 1e9, 400), (None, 9e9, 250)]
-)
-def test_a_large_network_is_compared_on_images_spread_over_the_test_set(a_run: Run, asked, macs, images) -> None:
+    ("asked", "macs", "precision", "images"),
+    [
+        (7, 1e6, "fp32", 7), (900, 1e6, "fp32", 500), (None, 1e6, "fp32", 500), (None, 1e9, "fp32", 200),
+        (None, 9e9, "fp32", 100), (None, 1e9, "int8", 400), (None, 9e9, "int8", 250), (None, 9e9, "fp16", 250),
+    ],
+)  # fmt: skip
+def test_a_large_network_is_compared_on_images_spread_over_the_test_set(a_run: Run, asked, macs, precision, images):
     directory = RunDirectory(a_run.root)
-    source = source_of(directory, {**a_run.result, "macs": macs}, Options(test_images=asked))
+    options = Options(precision=precision, test_images=asked)
+    source = source_of(directory, {**a_run.result, "macs": macs}, options)
     found = torch.cat([batch for batch, _ in source.test_batches()])
     whole = torch.cat([batch for batch, _ in source.data.test.batches(250)])
     assert len(found) == images
