@@ -15,7 +15,6 @@ import argparse
 import copy
 import json
 import os
-import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -36,6 +35,7 @@ from halp_iee.graph import ChannelGraph, trace
 from halp_iee.latency import LatencyModel, LatencyTable
 from halp_iee.latency.profile import profile_network
 from halp_iee.measure.latency import measure_onnx
+from halp_iee.measure.sessions import time_sessions
 from halp_iee.methods.config import IEEConfig
 from halp_iee.methods.halp import HALP
 from halp_iee.methods.iee import IEE
@@ -66,14 +66,13 @@ class Bench:
         return models.build(self.name, self.data.num_classes, self.data.input_shape[0])
 
     def time_model(self, model: nn.Module) -> float:
-        """Measured latency as a share of the dense network's, both timed in turn; the median of three sessions."""
+        """Measured latency as a share of the dense network's, both timed in turn, over several sessions."""
         file = self.work / f".timed.{os.getpid()}.onnx"
         model = copy.deepcopy(model).eval()
         export_onnx(model, self.example, file)
         files = {"dense": self.dense_file, "slim": file.read_bytes()}
         file.unlink()
-        found = [measure_onnx(files, seconds=0.3) for _ in range(3)]
-        return statistics.median(f["slim"].median_ms / f["dense"].median_ms for f in found)
+        return time_sessions(files, most=15, error=0.006).ratio("slim", "dense")
 
     def time_ms(self, model: nn.Module) -> float:
         return self.time_model(model) * self.cost.dense_ms
@@ -206,8 +205,14 @@ class _Family:
             raise TargetError("the target cannot be met", "every network of the family is slower", "ask for less")
         return max(within, key=lambda one: sum(one.widths.values()))
 
+    def wider(self, than: _Candidate) -> _Candidate:
+        """The next wider one that is predicted slower."""
+        more = [m for m in self.members if sum(m.widths.values()) > sum(than.widths.values())]
+        return min((m for m in more if m.latency_ms > than.latency_ms), key=lambda one: sum(one.widths.values()))
 
-def run_uniform(b: Bench, target: float, epochs: int, seed: int) -> dict[str, Any]:
+
+def run_uniform(b: Bench, target: float, epochs: int, seed: int, wider: bool = False) -> dict[str, Any]:
+    """A network whose layers are all narrower alike: the widest that meets the target, or the next wider one."""
     dense = b.build(seed)
     graph = trace(dense, b.example)
 
@@ -216,17 +221,19 @@ def run_uniform(b: Bench, target: float, epochs: int, seed: int) -> dict[str, An
                 for n, size in prunable_sizes(graph).items()}  # fmt: skip
         return dense, {n: len(u) for n, u in keep.items()}
 
-    at = _Family.of(b, make).at
+    family = _Family.of(b, make)
 
     def built(candidate: _Candidate) -> nn.Module:
         return graph.slim({n: np.arange(w) for n, w in candidate.widths.items()})
 
-    best: Any = meet_as_measured(at, lambda c: b.time_ms(built(c)), target * b.cost.dense_ms)[0]
+    best: Any = meet_as_measured(family.at, lambda c: b.time_ms(built(c)), target * b.cost.dense_ms)[0].answer
+    if wider:
+        best = family.wider(best)
     # A network of this width from the start, with an initialisation of its own and not a cut of the dense one's.
     torch.manual_seed(seed)
-    model = _initialised(built(best.answer))
+    model = _initialised(built(best))
     history = fit(model, b.data, recipe(epochs, seed))
-    widths = dict(best.answer.widths)
+    widths = dict(best.widths)
     return {"top1": history.top1, "seconds": history.seconds, "share": b.time_model(model),
             "keep": {n: list(range(w)) for n, w in widths.items()}, "widths": widths}  # fmt: skip
 
@@ -293,10 +300,11 @@ def widths_of(graph: ChannelGraph, model: nn.Module) -> dict[str, int]:
 
 
 RUN: Mapping[str, Callable[..., dict[str, Any]]] = {
-    "iee": run_iee, "iee-descent": partial(run_iee, start="dense", H=8, J=8, Q=1, T=17),
-    "iee-dense": run_iee_dense, "iee-long": partial(run_iee, H=8, J=8, Q=8, T=12), "halp": run_halp,
-    "torch-pruning": run_torch_pruning,
-    "torch-pruning-l2": partial(run_torch_pruning, criterion="magnitude"), "uniform": run_uniform, "dense": run_dense,
+    "iee": run_iee, "iee-no-floor": partial(run_iee, floor=0.0),
+    "iee-descent": partial(run_iee, start="dense", floor=0.0, H=8, J=8, Q=1, T=17), "iee-dense": run_iee_dense,
+    "halp": run_halp, "torch-pruning": run_torch_pruning,
+    "torch-pruning-l2": partial(run_torch_pruning, criterion="magnitude"), "uniform": run_uniform,
+    "uniform-next": partial(run_uniform, wider=True), "dense": run_dense,
 }  # fmt: skip
 
 

@@ -142,6 +142,9 @@ iee_switches = compose(
     click.option("--omega-end", type=float, default=None, help="IEE: last update budget, a share of the target."),
     click.option("--start", type=click.Choice(["random", "dense"]), default=None,
                  help="IEE: from a random structure, or down from all of it.  [default: dense with --weights]"),
+    click.option("--floor", type=click.FloatRange(0, 1), default=None,
+                 help="IEE: least width of a layer that everything must pass, over that in an even network of the "
+                 "target's latency.  [default: 0.5]"),
     click.option("--grow", type=click.Choice(["importance", "random"]), default=None, help="IEE: what grows back."),
     click.option("--reactivate", type=click.Choice(["mru", "zero"]), default=None,
                  help="IEE: woken units have their most recently used values, or zeros."),

@@ -14,7 +14,7 @@ from halp_iee.run.target import Target
 
 SWITCHES = (
     "H", "J", "Q", "T", "omega_start", "omega_end", "start", "grow", "reactivate", "freeze", "steps", "interval",
-    "min_fraction",
+    "min_fraction", "floor",
 )  # fmt: skip
 """Settings of the methods that can be typed, by their names in `methods/config.py`."""
 

@@ -28,6 +28,10 @@ class IEEConfig:
         descend: with `start="dense"`, the fraction of cycles that the descent takes.
         solver: which of `halp_iee.solve`'s solvers decides.
         min_fraction: least fraction of its units that a group keeps (never under one unit).
+        floor: least width of the groups that everything must pass (`graph.passages`), as a share of their width in
+            the random Theta_K, which is nearly even. Importance is summed over layers whose gradients differ by
+            their depth a hundredfold at the start of a training, and a passage that is cut to a few units then
+            seldom widens again. Branches may become as narrow as they will. 0: as published.
         grow: `importance`, or `random` (ablation).
         reactivate: `mru`: most recently used values, or `zero` (ablation).
         freeze: Theta_K is frozen while Theta_P is explored; False is the ablation.
@@ -45,6 +49,7 @@ class IEEConfig:
     descend: float = 0.5
     solver: str = "joint"
     min_fraction: float = 0.0
+    floor: float = 0.5
     grow: Literal["importance", "random"] = "importance"
     reactivate: Literal["mru", "zero"] = "mru"
     freeze: bool = True
@@ -77,6 +82,10 @@ class IEEConfig:
                 "IEE's update budget is off",
                 f"0 < omega_end <= omega_start < 1 must hold and they are {self.omega_end} and {self.omega_start}",
                 "leave them out for the paper's 0.3 falling to 0.02",
+            )
+        if not 0 <= self.floor <= 1:
+            raise UsageError(
+                f"IEE cannot run with floor = {self.floor}", "it is a share of a width, in [0, 1]", "leave it out"
             )
         _check_common(self.criterion, self.min_fraction)
 

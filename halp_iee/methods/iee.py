@@ -8,6 +8,7 @@ so each of H, J and Q may be anything and the ablations of Table 4 can be run.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from halp_iee.graph.passages import passages
 from halp_iee.methods.config import IEEConfig
 from halp_iee.methods.schedule import exponential
 from halp_iee.methods.search import Event, LatencySearch
@@ -87,10 +89,13 @@ class IEE(LatencySearch):
         self.stage: Stage = "importance"
         self._left = self.config.H
         self._grown: Units = {}
+        self._floor: dict[str, int] = {}
+        even = self._solve(self._even_scores(), self.psi_ms)
+        narrow = passages(graph) if self.config.floor else ()
+        self._floor = {name: math.ceil(self.config.floor * even.widths[name]) for name in narrow}
         if self.config.start == "random":
-            answer = self._solve(self._even_scores(), self.psi_ms)
-            self.active = self._of(answer)
-            self._emit("start", answer, self.psi_ms)
+            self.active = self._of(even)
+            self._emit("start", even, self.psi_ms)
         self.elastic.resize(self.active)
 
     @property
@@ -165,6 +170,9 @@ class IEE(LatencySearch):
         return self.psi_ms * exponential(self.config.omega_start, self.config.omega_end, a)
 
     # Structure
+
+    def _least(self) -> dict[str, int]:
+        return {name: max(least, self._floor.get(name, 1)) for name, least in super()._least().items()}
 
     def _even_scores(self) -> dict[str, np.ndarray]:
         """Scores by which the random Theta_K is drawn: which units is chance, how many of each group is nearly even.

@@ -120,6 +120,28 @@ def test_the_verdict_follows_from_paired_samples_under_a_strong_common_drift(mon
     assert row.unstable  # the level itself drifts, and that is said
 
 
+def test_each_block_is_a_session_of_its_own(files: Path, monkeypatch) -> None:
+    """What a session settles for as long as it lives must be seen in the interval: so each is opened anew."""
+    opened, seen = [], []
+    honest_load, honest = OnnxEngine.load, benching.sample_interleaved
+    monkeypatch.setattr(
+        OnnxEngine, "load", lambda file, **options: opened.append(Path(file).name) or honest_load(file, **options)
+    )
+    monkeypatch.setattr(
+        benching, "sample_interleaved", lambda calls, **given: seen.append(dict(calls)) or honest(calls, **given)
+    )
+    monkeypatch.setattr(benching, "_RETRIES", 0)
+    bench([subject(str(files / "tiny.onnx"))], Plan(seconds=0.05), against=subject(str(files / "open.onnx")))
+    assert len(seen) == BLOCKS
+    assert len({id(call) for calls in seen for call in calls.values()}) == 2 * BLOCKS
+    assert opened.count("tiny.onnx") == opened.count("open.onnx") == BLOCKS + 1
+
+    opened.clear()
+    monkeypatch.setattr(benching, "_QUICK_S", 0.0)  # what takes long to open is opened once, and once to see how long
+    bench([subject(str(files / "tiny.onnx"))], Plan(seconds=0.05))
+    assert len(opened) == 2
+
+
 def test_what_a_runtime_cannot_run_is_left_out_by_name_and_the_rest_is_measured(files: Path) -> None:
     plan = Plan(runtimes=("onnxruntime", "torch"), batches=(1, 8), seconds=0.05)
     found = bench([subject(str(files / "tiny.onnx")), subject(str(files / "open.onnx"))], plan)

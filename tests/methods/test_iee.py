@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from halp_iee import IEE, IEEConfig
 from halp_iee.errors import TargetError, UsageError
+from halp_iee.graph.passages import passages
 from halp_iee.methods.elastic import ElasticNetwork, _index
+from halp_iee.solve import solve
 
 from .conftest import World
 
@@ -109,6 +111,63 @@ def test_no_structure_ever_costs_more_than_its_budget(world: World, target: floa
     for event in events:
         assert event["latency_ms"] <= event["budget_ms"] + 1e-9, event["kind"]
     assert [e["kind"] for e in events] == ["start"] + ["prune", "grow"] * 5
+
+
+@pytest.mark.parametrize("target", [0.25, 0.4, 0.6, 0.9])
+def test_the_random_start_has_units_by_chance_in_widths_that_are_nearly_even(world: World, target: float) -> None:
+    """Scores that are random themselves make the solver keep what is cheap: some group is then starved."""
+    sizes = {group.name: group.size for group in world.graph.groups if group.prunable}
+    starts = []
+    for seed in range(4):
+        model = copy.deepcopy(world.model)
+        iee = IEE(
+            model, world.graph, world.cost, target=target, optimizer=make_optimizer("sgd", model),
+            config=replace(CONFIG, seed=seed),
+        )  # fmt: skip
+        starts.append(iee.keep)
+        starved = solve(world.cost, iee._random_scores(0), target * world.cost.dense_ms)
+
+        def least(widths: dict[str, int]) -> float:
+            return min(widths[name] / size for name, size in sizes.items())
+
+        even = {name: len(units) for name, units in iee.keep.items()}
+        assert least(even) >= least(starved.widths)
+        assert sum(n / even[g] for g, n in sizes.items()) <= sum(n / starved.widths[g] for g, n in sizes.items()) + 1e-9
+    assert len({tuple(len(units) for units in start.values()) for start in starts}) == 1
+    if target < 0.9:
+        assert len({tuple(map(tuple, start.values())) for start in starts}) > 1
+
+
+@pytest.mark.parametrize("start", ["random", "dense"])
+@pytest.mark.parametrize("floor", [0.0, 0.75, 1.0])
+def test_no_group_falls_under_its_floor(world: World, start: Any, floor: float) -> None:
+    """Not even where importance calls for it: here the units of a group that everything must pass are worth nothing."""
+    events: list[dict[str, Any]] = []
+    model = copy.deepcopy(world.model)
+    optimizer = make_optimizer("sgd", model)
+    config = IEEConfig(H=2, J=1, Q=2, T=5, start=start, floor=floor)
+    target = 0.5 * world.cost.dense_ms
+    iee = IEE(model, world.graph, world.cost, target_ms=target, optimizer=optimizer, config=config,
+              on_event=events.append)  # fmt: skip
+    even = iee._of(iee._solve(iee._even_scores(), target))
+    narrow = sorted(passages(world.graph))
+    assert narrow
+    assert set(narrow) < set(even), "the tiny network has branches as well"
+    poor = narrow[0]
+    honest = iee._collect
+
+    def starving() -> dict[str, np.ndarray]:
+        return {name: values * (1e-9 if name == poor else 1.0) for name, values in honest().items()}
+
+    iee._collect = starving  # type: ignore[method-assign]
+    for i in range(config.steps):
+        train_step(world, model, optimizer, i)
+        iee.step()
+    for event in events:
+        for name in narrow:
+            assert event["widths"][name] >= max(1, floor * len(even[name])), (event["kind"], name)
+    if floor == 0.0:
+        assert min(event["widths"][poor] for event in events) < 0.75 * len(even[poor])
 
 
 def test_pruning_only_takes_away_and_growing_only_adds(world: World) -> None:
