@@ -80,8 +80,8 @@ class _Revision:
     """Corrects a network that met the target when it was chosen, and in the final measurement did not.
 
     The machine may have changed in between: the new search begins at the budget that the final measurement suggests,
-    and times against the dense latency that was measured with it. Where nothing met the target in the first place,
-    because the steps are too coarse, there is nothing to correct.
+    and times against the dense latency that was measured with it. A network that was chosen far under the target, as
+    the steps are too coarse for a nearer one, is corrected only when it comes out over it.
     """
 
     once: _OneShot
@@ -95,9 +95,9 @@ class _Revision:
             return None
         job = self.once.job
         target_ms = job.target.of_ms(measured.dense_ms, job.device.batch)
-        if is_met(measured.slim_ms, target_ms) or not is_met(self.trial.measured_ms, self.target_ms):
+        share, chosen_at = measured.slim_ms / target_ms, self.trial.measured_ms / self.target_ms
+        if is_met(measured.slim_ms, target_ms) or (share <= 1.0 and not is_met(chosen_at, 1.0)):
             return None
-        share = measured.slim_ms / target_ms
         self.once.progress.say(f"measured at {share:.1%} of the target: correcting the widths")
         self.clock.scale_to(measured.dense_ms)
         try:

@@ -83,6 +83,10 @@ def test_what_is_met_or_was_never_near_or_was_trained_is_left_as_it_is() -> None
     coarse = one_shot(step=1.0).met(clock, 4.0)
     assert clock(coarse.keep) == pytest.approx(3.6)
     assert coarse.revise(final(coarse, clock)) is None
+    clock.off *= 1.2
+    again = coarse.revise(final(coarse, clock))
+    assert again is not None, "what comes out over the target is corrected all the same"
+    assert final(again, clock).slim_ms <= 4.0
     assert one_shot(finetune_epochs=1).met(clock, 4.0).revise is None
 
 
