@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from halp_iee.errors import TargetError, UsageError
 from halp_iee.importance import NEEDS_GRADIENTS, score
 from halp_iee.methods.elastic import ElasticNetwork
-from halp_iee.methods.meet import meet_as_measured
+from halp_iee.methods.meet import Band, meet_as_measured
 from halp_iee.methods.structure import Units, count, from_lists, iou, overlap, prunable_sizes, to_lists
 from halp_iee.solve import Answer, floor_ms, solve
 from halp_iee.train.method import Method
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from halp_iee.latency import LatencyModel
 
 Event = dict[str, Any]
+
+_SETTLED = Band(0.965, 0.985)
+"""Lower than what is only pruned aims at: when the training is over, a last measurement cannot be corrected for."""
 
 
 class SearchConfig(Protocol):
@@ -239,8 +242,9 @@ class LatencySearch(Method):
         measure = self.measure
         since = time.perf_counter()
         trials = meet_as_measured(
-            self._nearest, lambda answer: Processes.here().once(lambda: measure(answer.keep)), self.psi_ms
-        )
+            self._nearest, lambda answer: Processes.here().once(lambda: measure(answer.keep)), self.psi_ms,
+            band=_SETTLED,
+        )  # fmt: skip
         self._spent("measurement", since)
         best = trials[0]
         before = self.active
