@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 Event = dict[str, Any]
 
-_SETTLED = Band(0.965, 0.985)
+_SETTLED = Band(0.955, 0.975)
 """Lower than what is only pruned aims at: when the training is over, a last measurement cannot be corrected for."""
 
 

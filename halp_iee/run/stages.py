@@ -399,7 +399,7 @@ def measure(job: Job, network: Network, cost: Cost, exported: Path, run: RunDire
     with progress.task("measurement in the runtime"):
         timed = time_sessions(
             {"dense": run.dense_onnx, "slim": exported}, threads=job.device.threads, batch=job.device.batch,
-            least=9, most=60, error=0.003, limit_s=40.0,
+            least=25, most=60, error=0.003, limit_s=40.0,
         )  # fmt: skip
     dense_ms = timed.ms("dense")
     return Measured(dense_ms, dense_ms * timed.ratio("slim", "dense"), top1, timed.unstable)
