@@ -25,9 +25,10 @@ from training_page import NETWORKS, TARGETS, lines, wanted, write_page
 
 from halp_iee.export.onnx import export_onnx
 from halp_iee.measure.latency import measure_onnx
-from halp_iee.methods.config import IEEConfig
 from halp_iee.methods.iee import IEE
+from halp_iee.run.searches import default_stages
 from halp_iee.train import fit, make_optimizer
+from halp_iee.train.records import steps_per_epoch
 
 
 def do_several(work: Path, epochs: int, runs: list[tuple[str, float, str, int]], seconds: float) -> int:
@@ -97,7 +98,7 @@ def do_speed(work: Path, networks: tuple[str, ...]) -> int:
         before = fit(dense, b.data, plan, stop_after=stop)
         model = b.build(0)
         optimizer = make_optimizer(model, plan)
-        config = IEEConfig(H=10, J=10, Q=10, T=2)
+        config = default_stages(6 * steps_per_epoch(len(b.data.train), plan.batch_size))
         method = IEE(model, b.graph, b.cost, target_ms=0.3 * b.cost.dense_ms, optimizer=optimizer, config=config)
         history = fit(model, b.data, plan, method=method, optimizer=optimizer, stop_after=config.steps + 30)
         again = fit(dense, b.data, plan, stop_after=stop)
@@ -111,7 +112,7 @@ def do_speed(work: Path, networks: tuple[str, ...]) -> int:
             "stages": {name: history.phases[name][1] / history.phases[name][0] / dense_s for name in history.phases},
             "after": after[1] / after[0] / dense_s,
             "solver_and_surgery_s_a_cycle": cycle_s,
-            "judging_s_a_step": method.overhead_seconds["importance"] / (20 * config.T),
+            "judging_s_a_step": method.overhead_seconds["importance"] / ((config.H + config.Q) * config.T),
         }
         print(network, json.dumps(found[network]), flush=True)
         (work / "speed.json").write_text(json.dumps(found, indent=1))

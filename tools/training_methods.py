@@ -137,7 +137,7 @@ def run_iee_dense(b: Bench, target: float, epochs: int, seed: int) -> dict[str, 
     plan = recipe(epochs - epochs // 2, seed + 1000)
     optimizer = make_optimizer(model, plan)
     steps = plan.epochs * steps_per_epoch(len(b.data.train), plan.batch_size)
-    config = replace(default_stages(steps), seed=seed, start="dense")
+    config = replace(default_stages(steps), seed=seed)
     method = IEE(model, b.graph, b.cost, target_ms=target * b.cost.dense_ms, optimizer=optimizer, config=config,
                  measure=lambda keep: b.time_ms(b.graph.slim(keep)))  # fmt: skip
     return _searched(b, method, fit(model, b.data, plan, method=method, optimizer=optimizer))
@@ -283,8 +283,7 @@ def widths_of(graph: ChannelGraph, model: nn.Module) -> dict[str, int]:
 
 
 RUN: Mapping[str, Callable[..., dict[str, Any]]] = {
-    "iee": run_iee, "iee-no-floor": partial(run_iee, floor=0.0),
-    "iee-descent": partial(run_iee, start="dense", floor=0.0, H=8, J=8, Q=1, T=17), "iee-dense": run_iee_dense,
+    "iee": run_iee, "iee-random": partial(run_iee, start="random"), "iee-dense": run_iee_dense,
     "halp": run_halp, "torch-pruning": run_torch_pruning,
     "torch-pruning-l2": partial(run_torch_pruning, criterion="magnitude"), "uniform": run_uniform,
     "uniform-next": partial(run_uniform, wider=True), "dense": run_dense,

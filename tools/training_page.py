@@ -17,13 +17,12 @@ from halp_iee.run.searches import default_stages
 NETWORKS = ("resnet20", "mobilenet_v1_cifar")
 TARGETS = (0.30, 0.55)
 METHODS = (
-    "iee", "iee-no-floor", "iee-descent", "iee-dense", "halp", "torch-pruning", "torch-pruning-l2", "uniform",
-    "uniform-next",
+    "iee", "iee-random", "iee-dense", "halp", "torch-pruning", "torch-pruning-l2", "uniform", "uniform-next"
 )  # fmt: skip
 DATA = "digits-hard"
 NAMES = {
-    "iee": "IEE, from scratch", "iee-no-floor": "IEE, from scratch, no floor",
-    "iee-descent": "IEE, brought down while it trains, no floor", "iee-dense": "IEE, from a dense network",
+    "iee": "IEE, from scratch", "iee-random": "IEE, from scratch, a random structure to start from",
+    "iee-dense": "IEE, from a dense network",
     "halp": "HALP, from a dense network",
     "torch-pruning": "Torch-Pruning (group Taylor), from a dense network",
     "torch-pruning-l2": "Torch-Pruning (group L2), from a dense network",
@@ -135,7 +134,7 @@ def _margins(network: str, every: list[dict[str, Any]]) -> list[str]:
         means = {m: statistics.mean(v) for m, v in top1.items()}
         others = [m for m in top1 if not m.startswith("iee") and m != "uniform-next"]
         best = max(others, key=lambda m: means[m], default=None)
-        for ours in ("iee", "iee-no-floor", "iee-descent", "iee-dense") if best else ():
+        for ours in ("iee", "iee-random", "iee-dense") if best else ():
             if ours not in top1:
                 continue
             spread = max(statistics.stdev(top1[m]) if len(top1[m]) > 1 else 0.0 for m in (ours, best))
@@ -150,7 +149,7 @@ def _margins(network: str, every: list[dict[str, Any]]) -> list[str]:
 def _seconds(r: dict[str, Any], every: list[dict[str, Any]]) -> float:
     """Of training, that of the dense network that it started from included; timing structures is not training."""
     own = float(r["seconds"]) - r.get("overhead", {}).get("measurement", 0.0)
-    if r["method"] in ("uniform", "uniform-next", "iee", "iee-no-floor", "iee-descent"):
+    if r["method"] in ("uniform", "uniform-next", "iee", "iee-random"):
         return own
     start = (r["network"], "dense", 0.0, r["seed"])
     return own + sum(float(d["seconds"]) for d in every if (d["network"], d["method"], d["target"], d["seed"]) == start)

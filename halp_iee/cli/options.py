@@ -141,7 +141,7 @@ iee_switches = compose(
     click.option("--omega-start", type=float, default=None, help="IEE: first update budget, a share of the target."),
     click.option("--omega-end", type=float, default=None, help="IEE: last update budget, a share of the target."),
     click.option("--start", type=click.Choice(["random", "dense"]), default=None,
-                 help="IEE: from a random structure, or down from all of it.  [default: dense with --weights]"),
+                 help="IEE: down from the whole network, or from a random structure.  [default: dense]"),
     click.option("--floor", type=click.FloatRange(0, 1), default=None,
                  help="IEE: least width of a layer that everything must pass, over that in an even network of the "
                  "target's latency.  [default: 0.5]"),

@@ -23,8 +23,9 @@ class IEEConfig:
             schedule cannot reach 0. At 0.02 the last cycles exchange single channels, so
             the structure comes to rest by itself and no last jump is left to absorb.
         criterion: importance, by name of `halp_iee.importance.CRITERIA`; prunes and grows.
-        start: `random`: a random Theta_K with R(Theta_K) = Psi; `dense`: everything is
-            active and the budget comes down to Psi over the first `descend` of the cycles.
+        start: `dense`: everything is active and the budget comes down to Psi over the first
+            `descend` of the cycles; `random`: a random Theta_K with R(Theta_K) = Psi, which throws
+            away what the network has learned, if it comes trained.
         descend: with `start="dense"`, the fraction of cycles that the descent takes.
         solver: which of `halp_iee.solve`'s solvers decides.
         min_fraction: least fraction of its units that a group keeps (never under one unit).
@@ -45,7 +46,7 @@ class IEEConfig:
     omega_start: float = 0.3
     omega_end: float = 0.02
     criterion: str = "taylor_bn"
-    start: Literal["random", "dense"] = "random"
+    start: Literal["random", "dense"] = "dense"
     descend: float = 0.5
     solver: str = "joint"
     min_fraction: float = 0.0

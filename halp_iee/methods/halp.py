@@ -114,7 +114,8 @@ class HALP(LatencySearch):
     def expect(self, remaining: int) -> None:
         if not self.done:
             config = self.config
-            more = max(1, remaining // config.interval)
+            self._left = min(self._left, max(1, remaining))
+            more = 1 + max(0, remaining - self._left) // config.interval
             self.config = replace(config, steps=min(config.steps, self.cycle + more))
 
     def _judging(self) -> bool:

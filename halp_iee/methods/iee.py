@@ -141,10 +141,16 @@ class IEE(LatencySearch):
         self._forget()
 
     def expect(self, remaining: int) -> None:
-        if not self.done:
-            config = self.config
-            more = max(1, remaining // (config.H + config.J + config.Q))
-            self.config = replace(config, T=min(config.T, self.cycle + more))
+        if self.done:
+            return
+        config = self.config
+        cycle = config.H + config.J + config.Q
+        ahead = {"importance": config.J + config.Q, "accuracy": config.Q}.get(self.stage, 0)
+        if remaining < self._left + ahead:  # this cycle's last decision is still to come before the training ends
+            config = replace(config, J=0 if self.stage == "importance" else config.J, Q=0)
+            self._left = min(self._left, max(1, remaining))
+        more = 1 + max(0, remaining - self._left - ahead) // cycle
+        self.config = replace(config, T=min(config.T, self.cycle + more))
 
     def _judging(self) -> bool:
         return self.stage in ("importance", "explore")
@@ -221,7 +227,11 @@ class IEE(LatencySearch):
         self.elastic.save_awake(except_=frozen)
         budget = self.budget_ms(self.cycle)
         before = self.active
-        answer = self._solve(scores, budget, standing=self.active)
+        if self.cost.predict({name: len(units) for name, units in before.items()}) > budget:
+            # The training has become shorter since the prune (`expect`), and with it the way down.
+            answer = self._solve(self.scores, budget, active=before)
+        else:
+            answer = self._solve(scores, budget, standing=before)
         self.active = self._of(answer)
         self._grown = {n: np.setdiff1d(u, before[n]) for n, u in self.active.items()}
         for name, values in scores.items():  # Theta_K keeps what it earned before the prune
@@ -238,13 +248,16 @@ class IEE(LatencySearch):
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain data from which `load_state_dict` goes on bit for bit."""
         state = super().state_dict()
-        mine = {"T": self.config.T, "left": self._left, "grown": to_lists(self._grown)}
+        lengths = {name: getattr(self.config, name) for name in "JQT"}  # `expect` may have made them shorter
+        mine = {**lengths, "left": self._left, "grown": to_lists(self._grown)}
         return {**state, "meta": {**state["meta"], **mine}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of `state_dict`. The model is left at the size it had; load its values and the optimizer's after."""
         super().load_state_dict(state)
         self._left, self._grown = state["meta"]["left"], from_lists(state["meta"]["grown"])
-        self.config = replace(self.config, T=int(state["meta"]["T"]))
+        self.config = replace(
+            self.config, **{name: int(state["meta"].get(name, getattr(self.config, name))) for name in "JQT"}
+        )
         if self.stage == "explore":
             self.elastic.freeze(self.active)

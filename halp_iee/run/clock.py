@@ -69,9 +69,7 @@ class RuntimeClock:
         self._dense_ms = dense_ms
 
     def _time(self, files: Mapping[str, bytes]) -> Sessions:
-        return time_sessions(
-            files, threads=self.threads, batch=len(self.example), most=12, error=0.006, limit_s=10.0
-        )
+        return time_sessions(files, threads=self.threads, batch=len(self.example), most=12, error=0.006, limit_s=10.0)
 
     def __call__(self, keep: Mapping[str, np.ndarray]) -> float:
         """Latency in ms of the network that keeps these units: its ratio to the dense one, on the dense one's scale."""

@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from halp_iee import IEE, IEEConfig
 from halp_iee.errors import TargetError, UsageError
 from halp_iee.graph.passages import passages
+from halp_iee.methods.config import HALPConfig
 from halp_iee.methods.elastic import ElasticNetwork, _index
+from halp_iee.methods.halp import HALP
 from halp_iee.solve import solve
 
 from .conftest import World
 
-CONFIG = IEEConfig(H=3, J=2, Q=3, T=4)
+CONFIG = IEEConfig(H=3, J=2, Q=3, T=4, start="random")
 
 
 def make_optimizer(name: str, model: nn.Module) -> torch.optim.Optimizer:
@@ -93,24 +95,28 @@ def test_after_growing_the_survivors_are_still_what_they_were_before_exploring(w
 
 @pytest.mark.parametrize("target", [0.25, 0.4, 0.6, 0.9])
 @pytest.mark.parametrize("solver", ["joint", "halp"])
-def test_no_structure_ever_costs_more_than_its_budget(world: World, target: float, solver: str) -> None:
+@pytest.mark.parametrize("start", ["random", "dense"])
+def test_no_structure_ever_costs_more_than_its_budget(world: World, target: float, solver: str, start: Any) -> None:
     events: list[dict[str, Any]] = []
     model = copy.deepcopy(world.model)
     optimizer = make_optimizer("sgd", model)
-    config = IEEConfig(H=2, J=1, Q=2, T=5, solver=solver)
+    config = IEEConfig(H=2, J=1, Q=2, T=5, solver=solver, start=start)
     iee = IEE(model, world.graph, world.cost, target=target, optimizer=optimizer, config=config, on_event=events.append)
     psi_ms = target * world.cost.dense_ms
     for i in range(config.steps):
         train_step(world, model, optimizer, i)
         iee.step()
         active = {name: len(units) for name, units in iee.keep.items()}
-        assert world.cost.predict(active) <= psi_ms + 1e-9
+        assert world.cost.predict(active) <= (iee.budget_ms(iee.cycle - 1) if iee.cycle else world.cost.dense_ms) + 1e-9
         if iee.stage != "explore":
             assert {n: len(u) for n, u in iee.keep.items()}.items() <= iee.widths.items()
+        if start == "random":
+            assert world.cost.predict(active) <= psi_ms + 1e-9
     assert iee.done
+    assert world.cost.predict({name: len(units) for name, units in iee.keep.items()}) <= psi_ms + 1e-9
     for event in events:
         assert event["latency_ms"] <= event["budget_ms"] + 1e-9, event["kind"]
-    assert [e["kind"] for e in events] == ["start"] + ["prune", "grow"] * 5
+    assert [e["kind"] for e in events] == ["start"] * (start == "random") + ["prune", "grow"] * 5
 
 
 @pytest.mark.parametrize("target", [0.25, 0.4, 0.6, 0.9])
@@ -321,3 +327,31 @@ def test_an_optimizer_of_another_model_is_refused(world: World) -> None:
     other = copy.deepcopy(world.model)
     with pytest.raises(UsageError, match="optimizer"):
         IEE(world.model, world.graph, world.cost, 0.5, optimizer=make_optimizer("sgd", other))
+
+
+@pytest.mark.parametrize("taken", range(0, 24, 2))
+@pytest.mark.parametrize("remaining", [1, 2, 4, 9, 40])
+@pytest.mark.parametrize("method", ["random", "dense", "halp"])
+def test_a_training_that_becomes_shorter_still_ends_within_the_target(
+    world: World, taken: int, remaining: int, method: str
+) -> None:
+    model = copy.deepcopy(world.model)
+    optimizer = make_optimizer("sgd", model)
+
+    def made() -> Any:
+        if method == "halp":
+            config = HALPConfig(steps=6, interval=4)
+            return HALP(model, world.graph, world.cost, target=0.4, optimizer=optimizer, config=config)
+        stages = IEEConfig(H=3, J=2, Q=3, T=4, start=method)  # type: ignore[arg-type]
+        return IEE(model, world.graph, world.cost, target=0.4, optimizer=optimizer, config=stages)
+
+    search = made()
+    for i in range(taken):
+        train_step(world, model, optimizer, i)
+        search.step()
+    search.expect(remaining)
+    for i in range(remaining):
+        train_step(world, model, optimizer, i)
+        search.step()
+    assert search.done
+    assert world.cost.predict(search.widths) <= 0.4 * world.cost.dense_ms + 1e-9

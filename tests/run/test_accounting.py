@@ -106,13 +106,13 @@ def test_the_default_lengths_fit_into_any_training_that_they_are_for(steps: int)
     descent = default_descent(steps)
     assert descent.period <= max(1, 0.2 * steps) + 1
     stages = default_stages(steps)
-    assert stages.steps <= max(9, 0.2 * steps)
+    assert stages.steps <= max(7, steps / 3)
 
 
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"switches": {"H": 100, "T": 3}}, r"3 \(100 \+ 3 \+ 3\)"),
+        ({"switches": {"H": 100, "T": 3}}, r"3 \(100 \+ 5 \+ 1\)"),
         ({"method": "halp", "switches": {"interval": 300}}, "x interval"),
         ({"method": "halp", "switches": {"grow": "random"}}, "halp has no setting 'grow'"),
         ({"switches": {"interval": 3}}, "iee has no setting 'interval'"),
