@@ -256,8 +256,7 @@ class IEE(LatencySearch):
         """Inverse of `state_dict`. The model is left at the size it had; load its values and the optimizer's after."""
         super().load_state_dict(state)
         self._left, self._grown = state["meta"]["left"], from_lists(state["meta"]["grown"])
-        self.config = replace(
-            self.config, **{name: int(state["meta"].get(name, getattr(self.config, name))) for name in "JQT"}
-        )
+        lengths: dict[str, Any] = {n: int(state["meta"].get(n, getattr(self.config, n))) for n in "JQT"}
+        self.config = replace(self.config, **lengths)
         if self.stage == "explore":
             self.elastic.freeze(self.active)
