@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from halp_iee.measure import runtime
+from halp_iee.report.compare import entries, setting_of, write
 from halp_iee.run.searches import default_stages
 
 NETWORKS = ("resnet20", "mobilenet_v1_cifar")
@@ -77,10 +78,7 @@ def write_page(work: Path, out: Path, notes: list[str]) -> None:
                 of = [r for r in every if (r["network"], r["method"], r["target"]) == (network, method, target)]
                 if not of:
                     continue
-                shares = [
-                    again.get("/".join(str(r[k]) for k in ("network", "target", "method", "seed")), r["share"])
-                    for r in of
-                ]
+                shares = [again.get(_key(r), r["share"]) for r in of]
                 text.append(
                     f"| {target:.2f} | {NAMES[method]} | {len(of)} | {_spread([r['top1'] for r in of])} | "
                     f"{min(shares):.3f} to {max(shares):.3f} | {statistics.mean(_seconds(r, every) for r in of):.0f} |"
@@ -98,7 +96,38 @@ def write_page(work: Path, out: Path, notes: list[str]) -> None:
         "are of one thread on a machine that did other work at times, so they are for orientation.", "",
     ]  # fmt: skip
     text += [line for note in notes for line in (note, "")]
+    text += [f"Every run as a point, top-1 over measured latency: `{out.with_suffix('.html').name}`.", ""]
     out.write_text("\n".join(text))
+    _chart(every, again, out.with_suffix(".html"))
+
+
+def _chart(every: list[dict[str, Any]], again: dict[str, float], out: Path) -> None:
+    """Every run over its measured latency, IEE's as runs and the others as peers."""
+    runs: dict[str, dict[str, Any]] = {}
+    peers: list[dict[str, Any]] = []
+    for r in every:
+        dense_ms = again.get(f"{r['network']}/dense_ms")
+        if r["method"] == "dense" or dense_ms is None:
+            continue
+        known = again.get(_key(r), r["share"])
+        about = {
+            "model": r["network"], "method": NAMES[r["method"]], "seed": r["seed"], "top1": r["top1"],
+            "train_seconds": _seconds(r, every), "device": f"{r['network']}: {_processor()}",
+            "runtime": " ".join(runtime.describe().values()), "threads": 1, "batch": 1, "data": DATA,
+        }  # fmt: skip
+        name = f"{NAMES[r['method']]}, {r['network']} at {r['target']:.2f}, seed {r['seed']}"
+        if r["method"].startswith("iee"):
+            whole = [d["top1"] for d in every if d["network"] == r["network"] and d["target"] == 1.0]
+            dense = {"dense_measured_ms": dense_ms, "top1_dense": statistics.mean(whole) if whole else None}
+            runs[name] = {**about, **dense, "measured_ms": known * dense_ms}
+        else:
+            peers.append({**about, "name": name, "latency_ms": known * dense_ms, "setting": setting_of(about)})
+    if runs:
+        write(entries(runs, peers), out)
+
+
+def _key(r: dict[str, Any]) -> str:
+    return "/".join(str(r[k]) for k in ("network", "target", "method", "seed"))
 
 
 def _speed(network: str, work: Path) -> list[str]:

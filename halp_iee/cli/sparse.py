@@ -31,6 +31,8 @@ switches = options.compose(
     click.option("--variant", type=click.Choice(["plain", "em", "em&s"]), default=None, help="Of mest."),
     click.option("--unused", type=click.Choice(["zero", "initial"]), default=None,
                  help="Of iee: what weights that have never lived are woken with.  [default: initial with --weights]"),
+    click.option("--gradient-batches", type=click.IntRange(1), default=None,
+                 help="Of rigl: batches whose gradients are summed to grow by.  [default: 1]"),
     click.option("--gamma", type=float, default=None, help="Of srigl: share of salient weights that a neuron needs."),
     click.option("--channel-sparsity", type=float, default=None, help="Of chase: the fraction of channels removed."),
     click.option("--as-published", is_flag=True, default=None,
@@ -40,7 +42,7 @@ switches = options.compose(
 
 _NAMES = (
     "sparsity", "pattern", "distribution", "exclude", "every", "variant", "gamma", "channel_sparsity", "prune_skip",
-    "as_published", "unused",
+    "as_published", "unused", "gradient_batches",
 )  # fmt: skip
 _SHARED = (
     "model", "data", "method", "epochs", "batch_size", "lr", "recipe_file", "tensorboard", "train_on", "weights",

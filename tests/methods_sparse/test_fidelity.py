@@ -41,6 +41,44 @@ def test_rigl_drops_the_smallest_and_grows_the_steepest() -> None:
     assert torch.equal(model[0].weight.flatten()[kept], weight.flatten()[kept]), "the update replaces the step"
 
 
+@pytest.mark.parametrize("batches", [1, 2, 3, 5])
+@pytest.mark.parametrize("clipped", [False, True])
+def test_rigl_grows_by_the_gradient_of_as_many_batches_as_asked_and_trains_as_with_one(
+    batches: int, clipped: bool
+) -> None:
+    def made(n: int) -> tuple[Any, Any, RigL]:
+        model, optimizer = linear()
+        return model, optimizer, RigL(
+            model, optimizer, steps=100, sparsity=0.7, distribution="uniform", every=5, alpha=0.6, gradient_batches=n
+        )  # fmt: skip
+
+    (model, optimizer, method), (plain, plain_optimizer, plain_method) = made(batches), made(1)
+    seen: list[Tensor] = []
+    for step in range(16):
+        free, _ = linear()
+        free.load_state_dict(model.state_dict())
+        backward(free, step)
+        seen.append(free[0].weight.grad)
+        for one in (model, plain):
+            backward(one, step)
+        if clipped and step % 5:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+            torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.01)
+        before = method.masks["0"].clone()
+        optimizer.step()
+        plain_optimizer.step()
+        if step and step % 5 == 0:
+            total = sum(seen[-batches:]).abs()  # type: ignore[union-attr]
+            grown = method.masks["0"] & ~before
+            stayed_dead = ~method.masks["0"] & ~before
+            assert grown.any()
+            assert total[grown].min() >= total[stayed_dead].max()
+        method.step()
+        plain_method.step()
+        if step < 5:
+            assert torch.equal(model[0].weight, plain[0].weight)
+
+
 def test_a_weight_that_dies_and_comes_back_at_once_keeps_its_value_and_its_past() -> None:
     model, optimizer = linear()
     method = RigL(model, optimizer, steps=100, sparsity=0.7, distribution="uniform", every=3, alpha=0.9)

@@ -100,6 +100,7 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "told twice": ("rigl", {"sparsity": 0.8, "distribution": {"fc1": 0.5}}, "told twice"),
     "fewer weights than layers": ("set", {"sparsity": 0.9999}, "cannot be met: .* layer 'fc2' could have none"),
     "unknown layer": ("rigl", {"distribution": {"fc9": 0.5}}, "'fc9'"),
+    "too many batches": ("rigl", {"sparsity": 0.8, "every": 5, "gradient_batches": 6}, "of 6 batches"),
     "alpha": ("rigl", {"sparsity": 0.8, "alpha": 1.5}, "alpha must lie"),
 }  # fmt: skip
 

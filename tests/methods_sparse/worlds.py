@@ -64,6 +64,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "set 4x1": ("set", {"sparsity": 0.75, "every": 3, "pattern": "4x1"}),
     "set given": ("set", {"every": 3, "distribution": {"conv1": 0.5, "fc1": 0.25}, "schedule": "constant"}),
     "rigl": ("rigl", {"sparsity": 0.8, "every": 3}),
+    "rigl 2 batches": ("rigl", {"sparsity": 0.8, "every": 3, "gradient_batches": 2}),
     "rigl global": ("rigl", {"sparsity": 0.9, "every": 3, "distribution": "global"}),
     "rigl 2:4": ("rigl", {"every": 3, "pattern": "2:4"}),
     "rigl 1:4": ("rigl", {"every": 3, "pattern": "1:4"}),

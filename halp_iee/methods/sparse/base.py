@@ -255,7 +255,7 @@ class SparseMethod(Method, ABC):
                 "exclude the layer, or let it take part in the loss",
             )  # fmt: skip
         grad = torch.nan_to_num(grad.detach(), nan=0.0, posinf=0.0, neginf=0.0)
-        if _processes() > 1:
+        if processes() > 1:
             dist.all_reduce(grad)
         return grad
 
@@ -307,7 +307,7 @@ class SparseMethod(Method, ABC):
         self._emit(kind, before, grown, survival=survived, **more)
 
     def _of_first_process(self, masks: Masks) -> Masks:
-        if _processes() > 1:
+        if processes() > 1:
             for name, mask in masks.items():
                 sent = mask.to(torch.uint8)
                 dist.broadcast(sent, src=0)
@@ -405,5 +405,5 @@ class SparseMethod(Method, ABC):
         return {layer.name: tensors[layer.name].clone().to(self.weight(layer.name).device) for layer in self.layers}
 
 
-def _processes() -> int:
+def processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
