@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from halp_iee.errors import UsageError
 from halp_iee.methods.sparse.exchange import Masks
-from halp_iee.methods.sparse.plan import SparseConfig, plan
+from halp_iee.methods.sparse.plan import SparseConfig, check_optimizer, plan
 from halp_iee.methods.sparse.slots import reset_slots
 from halp_iee.sparsity import criteria, metrics
 from halp_iee.sparsity.layers import SparseLayer
 from halp_iee.sparsity.patterns import pattern
 from halp_iee.train.method import Method
+from halp_iee.train.processes import Processes
 
 Event = dict[str, Any]
 Gradient = Literal["live", "all", "dead"]
@@ -86,7 +87,7 @@ class SparseMethod(Method, ABC):
         self.updates = 0
         self._set_up_budget()
         self._parameters = dict(model.named_parameters())
-        self._check_optimizer()
+        check_optimizer(optimizer, {layer.name: self.weight(layer.name) for layer in self.layers})
         self.masks: Masks = self._first_masks()
         self.explored: Masks = {name: mask.clone() for name, mask in self.masks.items()}
         self._grown: Masks | None = None
@@ -254,10 +255,7 @@ class SparseMethod(Method, ABC):
                 f"{type(self).__name__} cannot judge layer {layer!r}", "its weight has no gradient",
                 "exclude the layer, or let it take part in the loss",
             )  # fmt: skip
-        grad = torch.nan_to_num(grad.detach(), nan=0.0, posinf=0.0, neginf=0.0)
-        if processes() > 1:
-            dist.all_reduce(grad)
-        return grad
+        return summed(grad)
 
     def magnitudes(self) -> Masks:
         return {layer.name: criteria.magnitude(self.weight(layer.name)) for layer in self.layers}
@@ -307,7 +305,7 @@ class SparseMethod(Method, ABC):
         self._emit(kind, before, grown, survival=survived, **more)
 
     def _of_first_process(self, masks: Masks) -> Masks:
-        if processes() > 1:
+        if Processes.here().world > 1:
             for name, mask in masks.items():
                 sent = mask.to(torch.uint8)
                 dist.broadcast(sent, src=0)
@@ -333,17 +331,6 @@ class SparseMethod(Method, ABC):
         self._layers, self._dense, self.budget = planned.layers, planned.dense, planned.budget
         self.target, self.distribution = planned.sparsity, planned.distribution
         self.total = sum(self.budget.values())
-
-    def _check_optimizer(self) -> None:
-        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-        for layer in self.layers:
-            if id(self.weight(layer.name)) not in held:
-                raise UsageError(
-                    "the optimizer does not fit the model",
-                    f"it does not hold the weight of layer {layer.name!r}",
-                    "build the optimizer from model.parameters() after the model is on its device, "
-                    "or exclude the layer",
-                )
 
     def _first_masks(self) -> Masks:
         full = {
@@ -405,5 +392,9 @@ class SparseMethod(Method, ABC):
         return {layer.name: tensors[layer.name].clone().to(self.weight(layer.name).device) for layer in self.layers}
 
 
-def processes() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+def summed(gradient: Tensor) -> Tensor:
+    """A gradient summed over all processes; 0 where it is not finite."""
+    gradient = torch.nan_to_num(gradient.detach(), nan=0.0, posinf=0.0, neginf=0.0)
+    if Processes.here().world > 1:
+        dist.all_reduce(gradient)
+    return gradient

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from halp_iee.errors import UsageError
@@ -119,6 +120,22 @@ def plan(model: nn.Module, config: SparseConfig, pattern: Pattern, who: str) -> 
         sparsity = 1.0 - sum(counts[la.name] for la in chosen) / max(1, sum(la.numel for la in chosen))
     dense = {layer.name: layer.numel for layer in layers if layer.name not in budget}
     return Plan(chosen, budget, dense, sparsity, distribution)
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, weights: Mapping[str, nn.Parameter]) -> None:
+    """Refuse an optimizer that does not hold the weight of every one of these layers.
+
+    Raises:
+        UsageError: names the first that is missing.
+    """
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for name, weight in weights.items():
+        if id(weight) not in held:
+            raise UsageError(
+                "the optimizer does not fit the model",
+                f"it does not hold the weight of layer {name!r}",
+                "build the optimizer from model.parameters() after the model is on its device, or exclude the layer",
+            )
 
 
 def _asked(config: SparseConfig, pattern: Pattern, who: str) -> float:

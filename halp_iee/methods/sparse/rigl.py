@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from halp_iee.errors import UsageError
-from halp_iee.methods.sparse.base import Gradient, processes
+from halp_iee.methods.sparse.base import Gradient, summed
 from halp_iee.methods.sparse.exchange import Masks
 from halp_iee.methods.sparse.set import SET, DropGrowConfig
 
@@ -82,8 +81,8 @@ class RigL(SET):
         def add_and_hold(grad: Tensor) -> Tensor:
             # Here, and not from the parameter's own gradient: that one is for training, and is clipped.
             if self.config.gradient_batches > 1 and self._summing():
-                seen = torch.nan_to_num(grad.detach(), nan=0.0, posinf=0.0, neginf=0.0)
-                self._step[name] = self._step[name] + seen if name in self._step else seen
+                seen = grad.detach()
+                self._step[name] = self._step[name] + seen if name in self._step else seen.clone()
             return hold(grad)
 
         return add_and_hold
@@ -91,9 +90,8 @@ class RigL(SET):
     @torch.no_grad()
     def before_step(self) -> bool | None:
         for name, grad in self._step.items():
-            if processes() > 1:
-                dist.all_reduce(grad)
-            self._sums[name] = self._sums[name] + grad if name in self._sums else grad
+            seen = summed(grad)
+            self._sums[name] = self._sums[name] + seen if name in self._sums else seen
         self._step = {}
         return super().before_step()
 
