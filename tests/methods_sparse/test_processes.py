@@ -54,7 +54,18 @@ threads = [file.read_text().strip() for file in Path("/proc/self/task").glob("*/
 assert not [name for name in threads if "gloo" in name], threads  # such a thread can abort the process as it ends
 """
 
-CASES = ("rigl", "rigl 2:4", "set", "srigl ablating", "iee erk", "iee global", "mest em&s", "chase channels", "snip")
+CASES = (
+    "rigl",
+    "rigl 2 batches",
+    "rigl 2:4",
+    "set",
+    "srigl ablating",
+    "iee erk",
+    "iee global",
+    "mest em&s",
+    "chase channels",
+    "snip",
+)
 
 
 def test_masks_are_the_same_in_two_processes() -> None:
