@@ -23,7 +23,6 @@ import torch
 from training_methods import RUN, Bench, bench, recipe
 from training_page import NETWORKS, TARGETS, lines, wanted, write_page
 
-from halp_iee.export.onnx import export_onnx
 from halp_iee.measure.latency import measure_onnx
 from halp_iee.methods.iee import IEE
 from halp_iee.run.searches import default_stages
@@ -64,7 +63,7 @@ def do_next(work: Path, epochs: int, runs: list[tuple[str, float, str, int]]) ->
     return 3
 
 
-def do_measure(work: Path, seconds: float) -> int:
+def do_measure(work: Path) -> int:
     """Time every structure beside the dense network in one session, and write the shares down."""
     shares: dict[str, float] = {}
     made: dict[str, Bench] = {}
@@ -73,14 +72,12 @@ def do_measure(work: Path, seconds: float) -> int:
             continue
         if r["network"] not in made:
             made[r["network"]] = bench(r["network"], work)
+            dense = measure_onnx({"dense": made[r["network"]].dense_file}, seconds=2.0)
+            shares[f"{r['network']}/dense_ms"] = dense["dense"].median_ms
         b = made[r["network"]]
         model = b.graph.slim({n: np.asarray(u) for n, u in r["keep"].items()})
-        file = work / ".again.onnx"
-        export_onnx(model.eval(), b.example, file)
-        found = measure_onnx({"dense": b.dense_file, "slim": file.read_bytes()}, seconds=seconds)
         key = "/".join(str(r[k]) for k in ("network", "target", "method", "seed"))
-        shares[key] = found["slim"].median_ms / found["dense"].median_ms
-        shares[f"{r['network']}/dense_ms"] = found["dense"].median_ms
+        shares[key] = b.time_model(model)
         print(key, f"{shares[key]:.4f}", flush=True)
     (work / "shares.json").write_text(json.dumps(shares, indent=1))
     return 0
@@ -92,7 +89,7 @@ def do_speed(work: Path, networks: tuple[str, ...]) -> int:
     found: dict[str, Any] = {}
     for network in networks:
         b = bench(network, work)
-        plan = recipe(1, 0).replace(warmup_epochs=0.0)
+        plan = recipe(6, 0).replace(warmup_epochs=0.0)
         dense = b.build(0)
         stop = 24
         before = fit(dense, b.data, plan, stop_after=stop)
@@ -128,14 +125,13 @@ def main() -> int:
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS))
     parser.add_argument("--targets", nargs="+", type=float, default=[*TARGETS, 1.0], help="for next: only these")
     parser.add_argument("--methods", nargs="+", choices=sorted(RUN), default=sorted(RUN), help="for next: only these")
-    parser.add_argument("--seconds", type=float, default=1.0, help="for measure: on each network")
     parser.add_argument("--begin-within", type=float, default=0.0, metavar="S", help="for next: begin runs for so long")
     parser.add_argument("--out", type=Path, default=Path("docs/results/training.md"))
     parser.add_argument("--note", action="append", default=[], help="for report: a paragraph of its own")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     if options.what == "measure":
-        return do_measure(options.work, options.seconds)
+        return do_measure(options.work)
     if options.what == "speed":
         return do_speed(options.work, tuple(options.networks))
     if options.what == "report":

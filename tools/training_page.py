@@ -18,7 +18,7 @@ from halp_iee.run.searches import default_stages
 NETWORKS = ("resnet20", "mobilenet_v1_cifar")
 TARGETS = (0.30, 0.55)
 METHODS = (
-    "iee", "iee-random", "iee-dense", "halp", "torch-pruning", "torch-pruning-l2", "uniform", "uniform-next"
+    "iee", "iee-dense", "halp", "torch-pruning", "torch-pruning-l2", "uniform", "uniform-next"
 )  # fmt: skip
 DATA = "digits-hard"
 NAMES = {
