@@ -197,8 +197,8 @@ _WHY_STAGES = (
 
 _WHY_GRADIENTS = (
     "On why growing by gradient is not above growing by chance, by experiment. `rigl, 20 batches` sums the dense "
-    "gradient of the 20 batches up to an update (`gradient_batches`), so of 320 images instead of 16; RigL's own batches are of "
-    "128 to 4096. `rigl global` is RigL with one ranking over all layers, which Chase has too:"
+    "gradient of the 20 batches up to an update (`gradient_batches`), so of 320 images instead of 16; RigL's own "
+    "batches are of 128 to 4096. `rigl global` is RigL with one ranking over all layers, which Chase has too:"
 )
 _SMOOTH = "rigl, 20 batches"
 
