@@ -115,7 +115,7 @@ def _chart(every: list[dict[str, Any]], again: dict[str, float], out: Path) -> N
             "train_seconds": _seconds(r, every), "device": f"{r['network']}: {_processor()}",
             "runtime": " ".join(runtime.describe().values()), "threads": 1, "batch": 1, "data": DATA,
         }  # fmt: skip
-        name = f"{NAMES[r['method']]}, {r['network']} at {r['target']:.2f}, seed {r['seed']}"
+        name = f"{r['network']} {r['method']} {r['target']:.2f} #{r['seed']}"
         if r["method"].startswith("iee"):
             whole = [d["top1"] for d in every if d["network"] == r["network"] and d["target"] == 1.0]
             dense = {"dense_measured_ms": dense_ms, "top1_dense": statistics.mean(whole) if whole else None}
