@@ -204,12 +204,7 @@ _SMOOTH = "rigl, 20 batches"
 
 
 def _gradients(cells: Cells, sparsity: float, images: int) -> Iterator[str]:
-    pairs = (
-        ("rigl, 20 batches", "rigl"),
-        ("rigl, 20 batches", "set"),
-        ("rigl", "rigl global"),
-        ("chase", "rigl global"),
-    )
+    pairs = ((_SMOOTH, "rigl"), (_SMOOTH, "set"), ("rigl", "rigl global"), ("chase", "rigl global"))
     told = [
         _told(one, other, cells, sparsity, images, above="beyond the error")
         for one, other in pairs

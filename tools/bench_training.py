@@ -64,7 +64,7 @@ def do_next(work: Path, epochs: int, runs: list[tuple[str, float, str, int]]) ->
 
 
 def do_measure(work: Path) -> int:
-    """Time every structure beside the dense network in one session, and write the shares down."""
+    """Time every structure beside the dense network, over several sessions each, and write the shares down."""
     shares: dict[str, float] = {}
     made: dict[str, Bench] = {}
     for r in lines(work):

@@ -28,8 +28,8 @@ def total_steps(job: Job, data: Data) -> int:
 def default_stages(steps: int) -> IEEConfig:
     """IEE's stages for a training of so many optimizer steps.
 
-    The paper's H = J = Q = 150 and 13 cycles, from a random structure, are 3.6% of its training on ImageNet, and so
-    they are here in a training as long (100,000 steps). A training of some hundred steps needs a larger share to
+    The paper has H = J = Q = 150 and 13 cycles, from a random structure, 3.6% of its training on ImageNet; a training
+    of 100,000 steps and more has those lengths here. A training of some hundred steps needs a larger share to
     judge a channel by, and cannot afford to explore for long: what is explored stands still meanwhile, and a woken
     unit that never lived has learned nothing that could be waited for. So H and J are 2% of the training and Q 0.15%,
     never over 150, and the update period ends at a third of it. The start is the whole network, brought down.

@@ -127,3 +127,21 @@ def test_an_optimizer_that_forgets_nothing_singly_is_refused() -> None:
 def test_an_optimizer_of_other_parameters_is_refused() -> None:
     with pytest.raises(UsageError, match="does not hold the weight of layer 'conv1'"):
         Static(Net(), optimizer_of("sgd", Net()), steps=STEPS, sparsity=0.5)
+
+
+@pytest.mark.parametrize("batches", [1, 2, 3])
+def test_a_layer_without_a_gradient_is_named_however_many_batches_are_summed(batches: int) -> None:
+    model = Net()
+    method = METHODS["rigl"](
+        model, optimizer_of("sgd", model), steps=STEPS, sparsity=0.8, every=3, gradient_batches=batches
+    )  # fmt: skip
+
+    def train() -> None:
+        for _ in range(8):
+            model.zero_grad()
+            model.conv2(torch.relu(model.conv1(model.stem(torch.randn(4, 3, 5, 5))))).square().mean().backward()
+            method.before_step()
+            method.step()
+
+    with pytest.raises(UsageError, match="layer 'fc1'"):
+        train()

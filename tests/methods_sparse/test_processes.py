@@ -55,17 +55,9 @@ assert not [name for name in threads if "gloo" in name], threads  # such a threa
 """
 
 CASES = (
-    "rigl",
-    "rigl 2 batches",
-    "rigl 2:4",
-    "set",
-    "srigl ablating",
-    "iee erk",
-    "iee global",
-    "mest em&s",
-    "chase channels",
-    "snip",
-)
+    "rigl", "rigl 2 batches", "rigl 2:4", "set", "srigl ablating", "iee erk", "iee global", "mest em&s",
+    "chase channels", "snip",
+)  # fmt: skip
 
 
 def test_masks_are_the_same_in_two_processes() -> None:

@@ -89,10 +89,11 @@ class RigL(SET):
 
     @torch.no_grad()
     def before_step(self) -> bool | None:
-        for name, grad in self._step.items():
-            seen = summed(grad)
-            self._sums[name] = self._sums[name] + seen if name in self._sums else seen
-        self._step = {}
+        if self.config.gradient_batches > 1 and self._summing():
+            for layer in self.layers:  # in this order in every process, whatever the order of their backward passes
+                own = self._step.pop(layer.name, None)
+                seen = self.gradient(layer.name) if own is None else summed(own)
+                self._sums[layer.name] = self._sums[layer.name] + seen if layer.name in self._sums else seen
         return super().before_step()
 
     # Checkpoints
