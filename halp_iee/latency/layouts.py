@@ -15,7 +15,9 @@ hundred pruned ones.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -83,11 +85,19 @@ class Reordering:
 
     def __call__(self, c_in: np.ndarray | int, c_out: np.ndarray | int) -> np.ndarray:
         maker, c = np.asarray(c_in), np.asarray(c_out)
-        blocked = self.made.blocked(maker, c)
-        wants = [reader.wants(c) for reader in self.readers]
-        want_blocks, want_plain = (np.any([w[side] for w in wants], axis=0) for side in (0, 1))
-        out = np.where(blocked & want_plain, _along(self.to_plain, c), 0.0)
-        return out + np.where(~blocked & want_blocks, _along(self.to_blocked, c), 0.0)
+        return np.where(self.made.blocked(maker, c), self._of_blocked(c), self._of_plain(c))
+
+    @cached_property
+    def _of_blocked(self) -> _Tabulated:
+        return _Tabulated(lambda c: np.where(self._wanted(c, 1), _along(self.to_plain, c), 0.0))
+
+    @cached_property
+    def _of_plain(self) -> _Tabulated:
+        return _Tabulated(lambda c: np.where(self._wanted(c, 0), _along(self.to_blocked, c), 0.0))
+
+    def _wanted(self, c: np.ndarray, side: int) -> np.ndarray:
+        """Whether any reader wants blocks (0) or the plain layout (1)."""
+        return np.any([reader.wants(c)[side] for reader in self.readers], axis=0)
 
 
 @dataclass(frozen=True)
@@ -100,7 +110,29 @@ class Following:
 
     def __call__(self, c_in: np.ndarray | int, c_out: np.ndarray | int) -> np.ndarray:
         maker, c = np.asarray(c_in), np.asarray(c_out)
-        return np.where(self.made.blocked(maker, c), _along(self.blocked, c), _along(self.plain, c))
+        return np.where(self.made.blocked(maker, c), self._in_blocks(c), self._in_plain(c))
+
+    @cached_property
+    def _in_blocks(self) -> _Tabulated:
+        return _Tabulated(lambda c: _along(self.blocked, c))
+
+    @cached_property
+    def _in_plain(self) -> _Tabulated:
+        return _Tabulated(lambda c: _along(self.plain, c))
+
+
+class _Tabulated:
+    """A latency over a tensor's own channels, worked out once: solves and predictions ask for the same few."""
+
+    def __init__(self, latency: Callable[[np.ndarray], np.ndarray]) -> None:
+        self._latency = latency
+        self._ms = np.empty(0)
+
+    def __call__(self, c: np.ndarray) -> np.ndarray:
+        most = int(c.max(initial=0))
+        if most >= len(self._ms):
+            self._ms = self._latency(np.arange(2 * most + 1))
+        return self._ms[c]
 
 
 def _along(surface: Surface, c: np.ndarray) -> np.ndarray:

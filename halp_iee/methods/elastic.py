@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from halp_iee.errors import UsageError
 from halp_iee.methods.structure import Units
-from halp_iee.slim.surgery import slim_
+from halp_iee.slim.surgery import narrow, slim_
 
 if TYPE_CHECKING:
     from halp_iee.graph import ChannelGraph
@@ -192,7 +192,8 @@ class ElasticNetwork:
             full = self.slots.get((name, slot))
             if full is not None:
                 # In the parameter's own layout, or every step of the optimizer would pay for the difference.
-                result[slot] = torch.empty_like(parameter, dtype=full.dtype).copy_(_taken(full, self.now[name]))
+                here = narrow(full, self.now[name])
+                result[slot] = torch.empty_like(parameter, dtype=full.dtype).copy_(here)
         return result
 
     def adopt_slots(self) -> None:

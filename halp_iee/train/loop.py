@@ -263,6 +263,7 @@ def _step(
         scaler.update()
         if scaler.get_scale() < _LEAST_SCALE:
             raise _not_finite(run, "the gradients are not finite at any scale of the loss", lr)
+    optimizer.zero_grad(set_to_none=True)  # they are spent; a network that is resized would take them along
     at.step, at.batch = at.step + 1, at.batch + 1
     at.loss_sum += loss_sum
     at.hits += int(found)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import cached_property
 
 import numpy as np
 
+from halp_profiler.between import Between, Weights, at_pairs, at_rectangle
 from halp_profiler.completion import completed
 from halp_profiler.errors import TableError
 from halp_profiler.kernel import Kernel
@@ -14,8 +16,6 @@ from halp_profiler.table import Point
 
 HELD_OUT = "held_out"
 """Flag of a point that was measured to judge the table, and so takes no part in it."""
-
-_Weights = tuple[np.ndarray, np.ndarray, np.ndarray]  # lower line, upper line, share of the upper one
 
 
 class Surface:
@@ -59,6 +59,7 @@ class Surface:
         for p in used:
             column = 0 if kernel.diagonal else np.searchsorted(self.lines_out, p.c_out)
             grid[np.searchsorted(self.lines_in, p.c_in), column] = p.median_ms
+        self._between = Between(self.lines_in, self.lines_out, self.steps)
         self.measured = np.isfinite(grid)
         self.grid_ms = grid if self.measured.all() else self._completed(grid)
 
@@ -71,14 +72,13 @@ class Surface:
         a, b = np.asarray(c_in), np.asarray(c_out)
         self._check("in", a, self.lines_in)
         if self.kernel.diagonal:
-            alone = self._pairs(self.grid_ms, a, np.zeros((), int))
-            return np.broadcast_to(alone, np.broadcast_shapes(a.shape, b.shape))
+            return np.broadcast_to(self._alone[a - self.lines_in[0]], np.broadcast_shapes(a.shape, b.shape))
         self._check("out", b, self.lines_out)
         if self._paths is not None:
             return np.where(self._is_fast(a, b), *(path._near(a, b) for path in self._paths))
         if a.ndim == 2 and b.ndim == 2 and a.shape[1] == 1 and b.shape[0] == 1:
-            return self._outer(self.grid_ms, a[:, 0], b[0], self.lines_in, self.lines_out)
-        return self._pairs(self.grid_ms, a, b)
+            return self._rectangle(a[:, 0], b[0])
+        return self._pairs(a, b)
 
     @property
     def parts(self) -> tuple[Surface, ...]:
@@ -103,11 +103,12 @@ class Surface:
             path = self._paths[0 if self._is_fast(c_in, c_out) else 1]
             at = np.clip((c_in, c_out), (path.lines_in[0], path.lines_out[0]), (path.lines_in[-1], path.lines_out[-1]))
             return path.corners(int(at[0]), int(at[1]))
-        ((_, block_in, block_out, mine),) = self._classes(np.array([c_in]), self.lines_in)
-        rows = {int(mine[w[0]]) for w in _weights(self.lines_in[mine], np.array([c_in]), block_in)[:2]}
+        found, plain = self._between.rows(np.array([c_in]))
+        rows = {int(found.lower[0]), int(found.upper[0])}
         if self.kernel.diagonal:
             return [(c, self.kernel.c_out_of(c)) for c in self.lines_in[sorted(rows)].tolist()]
-        columns = {int(w[0]) for w in _weights(self.lines_out, np.array([c_out]), block_out)[:2]}
+        beside = self._between.columns(np.array([c_out]), bool(plain[0]))
+        columns = {int(beside.lower[0]), int(beside.upper[0])}
         return [
             (int(self.lines_in[i]), int(self.lines_out[j]))
             for i in sorted(rows) for j in sorted(columns) if self.measured[i, j]
@@ -122,94 +123,49 @@ class Surface:
                 "Profile the network for which it is needed; a table grows by what is missing",
             )
 
-    def _pairs(self, grid: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    def _pairs(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """The surface at broadcast pairs of widths."""
-        shape = np.broadcast_shapes(a.shape, b.shape)
-        a, b = np.broadcast_to(a, shape).ravel(), np.broadcast_to(b, shape).ravel()
-        out = np.empty(a.shape)
-        for rows, block_in, block_out, mine in self._classes(a, self.lines_in):
-            i0, i1, u = _weights(self.lines_in[mine], a[rows], block_in)
-            i0, i1 = mine[i0], mine[i1]
-            j0, j1, v = _weights(self.lines_out, b[rows], block_out)
-            low = grid[i0, j0] * (1 - v) + grid[i0, j1] * v
-            high = grid[i1, j0] * (1 - v) + grid[i1, j1] * v
-            out[rows] = low * (1 - u) + high * u
-        return out.reshape(shape)
+        rows, plain = self._between.every_row
+        at = a - self.lines_in[0]
+        columns = self._between.every_column[plain[at].astype(np.int64), b - self.lines_out[0]]
+        return at_pairs(self.grid_ms, rows[at], columns)
 
-    def _outer(
-        self, grid: np.ndarray, a: np.ndarray, b: np.ndarray, lines_in: np.ndarray, lines_out: np.ndarray
-    ) -> np.ndarray:
-        """The surface over a whole rectangle of widths: two small matrix products."""
-        out = np.empty((len(a), len(b)))
-        for rows, block_in, block_out, mine in self._classes(a, lines_in):
-            left = _matrix(_weights(lines_in[mine], a[rows], block_in), len(mine))
-            right = _matrix(_weights(lines_out, b, block_out), len(lines_out))
-            out[rows] = left @ (grid[mine] @ right.T)
-        return out
+    def _rectangle(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """The surface over a whole rectangle of widths."""
+        rows, plain = self._between.every_row
+        at = a - self.lines_in[0]
+        return _by_plain(
+            self.grid_ms, rows[at], plain[at], lambda p: self._between.every_column[int(p), b - self.lines_out[0]]
+        )
+
+    @cached_property
+    def _alone(self) -> np.ndarray:
+        """A diagonal surface at every width from its first line to its last."""
+        return self._between.every_row[0].of(self.grid_ms[:, 0])
 
     def kinds_in(self) -> list[np.ndarray]:
         """The input's lines (their places), each kind of width apart; see ``Steps``."""
-        held = self._kind(self.lines_in)
+        held = self._between.kind(self.lines_in)
         return [np.flatnonzero(held == k) for k in np.unique(held)]
-
-    def _kind(self, c: np.ndarray) -> np.ndarray:
-        """0: free, 1: aligned, 2: not aligned."""
-        s = self.steps
-        return np.where(c < s.free_below, 0, np.where((s.align <= 1) | (c % max(1, s.align) == 0), 1, 2))
-
-    def _classes(self, a: np.ndarray, lines: np.ndarray) -> list[tuple[np.ndarray, int, int, np.ndarray]]:
-        """(the queries, block in, block out, the lines) of each kind of input width that is asked for."""
-        s = self.steps
-        asked, held = self._kind(a), self._kind(lines)
-        out = []
-        for k, (block_in, block_out) in enumerate(((1, s.block_out), (s.block_in, s.block_out), (1, 1))):
-            rows = np.flatnonzero(asked == k)
-            if len(rows):
-                mine = np.flatnonzero(held == k)
-                out.append((rows, block_in, block_out, mine if len(mine) else np.arange(len(lines))))
-        return out
 
     def _completed(self, grid: np.ndarray) -> np.ndarray:
         """The grid without gaps; see the class."""
         rows, columns = _core(np.isfinite(grid))
-        core = Surface.__new__(Surface)
-        core.kernel, core.steps, core._paths = self.kernel, self.steps, None
-        core.lines_in, core.lines_out = self.lines_in[rows], self.lines_out[columns]
-        base = core._outer(grid[np.ix_(rows, columns)], self.lines_in, self.lines_out, core.lines_in, core.lines_out)
+        core = Between(self.lines_in[rows], self.lines_out[columns], self.steps)
+        base = _by_plain(
+            grid[np.ix_(rows, columns)], *core.rows(self.lines_in), lambda p: core.columns(self.lines_out, p)
+        )
         return completed(grid, base, rows, columns)
 
 
-def _weights(lines: np.ndarray, asked: np.ndarray, block: int) -> _Weights:
-    """For every asked width the two lines that it lies between, and the share of the upper one."""
-    last = len(lines) - 1
-    upper = np.minimum(np.searchsorted(lines, asked), last)
-    lower = np.where(lines[upper] > asked, np.maximum(upper - 1, 0), upper)
-    if block > 1:
-        asked_block, line_block = -(-asked // block), -(-lines // block)
-        blocks, first = np.unique(line_block, return_index=True)
-        top = np.append(first[1:], len(lines)) - 1
-        at = np.minimum(np.searchsorted(blocks, asked_block), len(blocks) - 1)
-        own = blocks[at] == asked_block
-        upper = np.where(own, np.clip(upper, first[at], top[at]), top[at])
-        before = np.where(blocks[at] > asked_block, np.maximum(at - 1, 0), at)
-        lower = np.where(own, np.clip(lower, first[at], top[at]), top[before])
-        # Inside a block positions are channels; between blocks they are the blocks' tops.
-        position = np.where(own, asked, asked_block * block).astype(float)
-        start = np.where(own, lines[lower], line_block[lower] * block)
-        end = np.where(own, lines[upper], line_block[upper] * block)
-    else:
-        position, start, end = asked.astype(float), lines[lower], lines[upper]
-    span = end - start
-    share = np.clip(np.where(span > 0, (position - start) / np.maximum(span, 1), 0.0), 0.0, 1.0)
-    return lower, upper, share
-
-
-def _matrix(weights: _Weights, lines: int) -> np.ndarray:
-    lower, upper, share = weights
-    out = np.zeros((len(lower), lines))
-    rows = np.arange(len(lower))
-    out[rows, lower] = 1 - share
-    out[rows, upper] += share
+def _by_plain(grid: np.ndarray, rows: Weights, plain: np.ndarray, columns: Callable[[bool], Weights]) -> np.ndarray:
+    """The grid over a rectangle whose rows know blocks on the output's axis or do not."""
+    if plain.all() or not plain.any():
+        return at_rectangle(grid, rows, columns(bool(plain[:1].any())))
+    out = np.empty((len(plain), len(columns(False).lower)))
+    for which in (False, True):
+        here = np.flatnonzero(plain == which)
+        out[here] = at_rectangle(grid, rows[here], columns(which))
     return out
 
 

@@ -1,6 +1,7 @@
 import itertools
 import random
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -50,14 +51,25 @@ def test_the_surface_stays_within_what_was_measured(kernel):
         assert values.max() <= max(measured) + 1e-12
 
 
-def test_a_whole_rectangle_equals_its_single_points():
+def test_a_whole_rectangle_equals_its_single_points_to_the_last_bit():
     rng = random.Random(3)
-    for steps in RULES * 4:
+    for steps in [*RULES, Steps(align=4, align_out=8)] * 4:
         _, surface = random_surface(rng, CONV, steps, holes=True)
         a = np.arange(surface.lines_in[0], surface.lines_in[-1] + 1)[:, None]
         b = np.arange(surface.lines_out[0], surface.lines_out[-1] + 1)[None, :]
         pairs = surface(*(x.ravel() for x in np.broadcast_arrays(a, b))).reshape(a.size, b.size)
-        np.testing.assert_allclose(surface(a, b), pairs, rtol=1e-12)
+        np.testing.assert_array_equal(surface(a, b), pairs)
+        some = rng.sample(range(a.size), min(3, a.size))
+        np.testing.assert_array_equal(surface(a[some], b), pairs[some])
+        assert float(surface(int(a[-1, 0]), int(b[0, 0]))) == pairs[-1, 0]
+
+
+def test_the_last_bits_of_the_readings_do_not_decide_how_holes_are_filled():
+    rng = random.Random(4)
+    for steps in RULES * 8:
+        points, surface = random_surface(rng, CONV, steps, holes=True)
+        shaken = [replace(p, median_ms=p.median_ms * (1 + rng.uniform(-4e-16, 4e-16))) for p in points]
+        np.testing.assert_allclose(Surface(CONV, shaken, steps).grid_ms, surface.grid_ms, rtol=1e-9)
 
 
 def test_a_step_is_not_smeared_over_its_neighbours():
