@@ -5,7 +5,8 @@
     python tools/bench_training.py speed --work DIR     times epochs of the dense network and of IEE, on a quiet machine
     python tools/bench_training.py report --work DIR    writes docs/results/training.md
 
-Every run adds one JSON line to DIR/runs.jsonl, so it can be stopped and gone on with at any moment. A latency table is
+Every run adds one JSON line to DIR/runs.jsonl, so it can be stopped and gone on with at any moment; a report adds them
+to docs/results/training.jsonl. A latency table is
 swept once a network and shared by all its runs. Torch-Pruning is a peer, not a dependency: pip install torch-pruning.
 """
 
@@ -127,7 +128,6 @@ def main() -> int:
     parser.add_argument("--methods", nargs="+", choices=sorted(RUN), default=sorted(RUN), help="for next: only these")
     parser.add_argument("--begin-within", type=float, default=0.0, metavar="S", help="for next: begin runs for so long")
     parser.add_argument("--out", type=Path, default=Path("docs/results/training.md"))
-    parser.add_argument("--note", action="append", default=[], help="for report: a paragraph of its own")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     if options.what == "measure":
@@ -135,7 +135,7 @@ def main() -> int:
     if options.what == "speed":
         return do_speed(options.work, tuple(options.networks))
     if options.what == "report":
-        write_page(options.work, options.out, options.note)
+        write_page(options.work, options.out)
         print(options.out)
         return 0
     runs = [

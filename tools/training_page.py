@@ -1,4 +1,7 @@
-"""The page of docs/results about trainings to a latency, from the lines that ``bench_training.py`` left."""
+"""The page of docs/results about trainings to a latency, from the lines that ``bench_training.py`` left.
+
+The runs are kept beside the page, in training.jsonl, a line each, so a later report can add to them.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,8 @@ METHODS = (
     "iee", "iee-dense", "halp", "torch-pruning", "torch-pruning-l2", "uniform", "uniform-next"
 )  # fmt: skip
 DATA = "digits-hard"
+NOTES = Path(__file__).parent / "training_notes.md"  # what only a person can say of the figures
+Record = dict[str, Any]
 NAMES = {
     "iee": "IEE, from scratch", "iee-random": "IEE, from scratch, a random structure to start from",
     "iee-dense": "IEE, from a dense network",
@@ -43,15 +48,47 @@ def wanted(seeds: int, networks: tuple[str, ...]) -> list[tuple[str, float, str,
     return runs
 
 
-def lines(work: Path) -> list[dict[str, Any]]:
-    path = work / "runs.jsonl"
+def lines(work: Path) -> list[Record]:
+    return _read(work / "runs.jsonl")
+
+
+def _read(path: Path) -> list[Record]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def write_page(work: Path, out: Path, notes: list[str]) -> None:
-    """Writes what the runs in ``work`` came to."""
+def records(work: Path, out: Path) -> list[Record]:
+    """The runs beside the page, with those in ``work`` in place of the same ones: what the page is made of.
+
+    A record is a run's line without its structure; its ``share`` is the last that was measured, ``train_seconds``
+    are with those of the dense network that it started from.
+    """
     every = lines(work)
-    again = json.loads((work / "shares.json").read_text()) if (work / "shares.json").exists() else {}
+    path = work / "shares.json"
+    again = json.loads(path.read_text()) if path.exists() else {}
+    kept = {_key(r): r for r in _read(out.with_suffix(".jsonl")) if "speed" not in r}
+    for r in every:
+        record = {k: r[k] for k in ("network", "target", "method", "seed", "epochs", "top1")}
+        record |= {"share": again.get(_key(r), r["share"]), "train_seconds": round(_seconds(r, every), 1)}
+        if dense_ms := again.get(f"{r['network']}/dense_ms"):
+            record["dense_ms"] = dense_ms
+        kept[_key(r)] = record
+    return sorted(kept.values(), key=_place)
+
+
+def _place(r: Record) -> tuple[Any, ...]:
+    return NETWORKS.index(r["network"]), r["target"], list(NAMES).index(r["method"]), r["seed"]
+
+
+def speeds(work: Path, out: Path) -> dict[str, Record]:
+    """What a step takes, by network: from ``work``, else as the page had it."""
+    path = work / "speed.json"
+    fresh = json.loads(path.read_text()) if path.exists() else {}
+    return {r["network"]: r["speed"] for r in _read(out.with_suffix(".jsonl")) if "speed" in r} | fresh
+
+
+def write_page(work: Path, out: Path) -> None:
+    """Writes what the runs in ``work`` and those beside the page came to."""
+    every, speed = records(work, out), speeds(work, out)
     epochs = every[0]["epochs"]
     text = [
         "# Training to a latency: IEE and its peers", "",
@@ -78,12 +115,12 @@ def write_page(work: Path, out: Path, notes: list[str]) -> None:
                 of = [r for r in every if (r["network"], r["method"], r["target"]) == (network, method, target)]
                 if not of:
                     continue
-                shares = [again.get(_key(r), r["share"]) for r in of]
+                shares = [r["share"] for r in of]
                 text.append(
                     f"| {target:.2f} | {NAMES[method]} | {len(of)} | {_spread([r['top1'] for r in of])} | "
-                    f"{min(shares):.3f} to {max(shares):.3f} | {statistics.mean(_seconds(r, every) for r in of):.0f} |"
+                    f"{min(shares):.3f} to {max(shares):.3f} | {statistics.mean(r['train_seconds'] for r in of):.0f} |"
                 )
-        text += ["", *_margins(network, every), "", *_speed(network, work)]
+        text += ["", *_margins(network, every), "", *_speed(speed.get(network))]
     missing = [
         w for w in wanted(3, NETWORKS) if w not in {(r["network"], r["target"], r["method"], r["seed"]) for r in every}
     ]
@@ -95,45 +132,44 @@ def write_page(work: Path, out: Path, notes: list[str]) -> None:
         "others. Training seconds include those of the dense network that a method starts from. They "
         "are of one thread on a machine that did other work at times, so they are for orientation.", "",
     ]  # fmt: skip
-    text += [line for note in notes for line in (note, "")]
+    text += [NOTES.read_text().strip(), ""] if NOTES.exists() else []
     text += [f"Every run as a point, top-1 over measured latency: `{out.with_suffix('.html').name}`.", ""]
+    kept = [*every, *({"network": network, "speed": found} for network, found in speed.items())]
+    out.with_suffix(".jsonl").write_text("".join(json.dumps(r) + "\n" for r in kept))
     out.write_text("\n".join(text))
-    _chart(every, again, out.with_suffix(".html"))
+    _chart(every, out.with_suffix(".html"))
 
 
-def _chart(every: list[dict[str, Any]], again: dict[str, float], out: Path) -> None:
+def _chart(every: list[Record], out: Path) -> None:
     """Every run over its measured latency, IEE's as runs and the others as peers."""
     runs: dict[str, dict[str, Any]] = {}
-    peers: list[dict[str, Any]] = []
+    peers: list[Record] = []
     for r in every:
-        dense_ms = again.get(f"{r['network']}/dense_ms")
+        dense_ms = r.get("dense_ms")
         if r["method"] == "dense" or dense_ms is None:
             continue
-        known = again.get(_key(r), r["share"])
         about = {
             "model": r["network"], "method": NAMES[r["method"]], "seed": r["seed"], "top1": r["top1"],
-            "train_seconds": _seconds(r, every), "device": f"{r['network']}: {_processor()}",
+            "train_seconds": r["train_seconds"], "device": f"{r['network']}: {_processor()}",
             "runtime": " ".join(runtime.describe().values()), "threads": 1, "batch": 1, "data": DATA,
         }  # fmt: skip
         name = f"{r['network']} {r['method']} {r['target']:.2f} #{r['seed']}"
         if r["method"].startswith("iee"):
             whole = [d["top1"] for d in every if d["network"] == r["network"] and d["target"] == 1.0]
             dense = {"dense_measured_ms": dense_ms, "top1_dense": statistics.mean(whole) if whole else None}
-            runs[name] = {**about, **dense, "measured_ms": known * dense_ms}
+            runs[name] = {**about, **dense, "measured_ms": r["share"] * dense_ms}
         else:
-            peers.append({**about, "name": name, "latency_ms": known * dense_ms, "setting": setting_of(about)})
+            peers.append({**about, "name": name, "latency_ms": r["share"] * dense_ms, "setting": setting_of(about)})
     if runs:
         write(entries(runs, peers), out)
 
 
-def _key(r: dict[str, Any]) -> str:
+def _key(r: Record) -> str:
     return "/".join(str(r[k]) for k in ("network", "target", "method", "seed"))
 
 
-def _speed(network: str, work: Path) -> list[str]:
+def _speed(found: Record | None) -> list[str]:
     """What training costs in seconds, and the share of the solver in a training of 6 and of 15 epochs."""
-    path = work / "speed.json"
-    found = json.loads(path.read_text()).get(network) if path.exists() else None
     if not found:
         return []
     stages, shares = found["stages"], []
@@ -152,7 +188,7 @@ def _speed(network: str, work: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def _margins(network: str, every: list[dict[str, Any]]) -> list[str]:
+def _margins(network: str, every: list[Record]) -> list[str]:
     said = []
     for target in TARGETS:
         top1 = {
@@ -175,7 +211,7 @@ def _margins(network: str, every: list[dict[str, Any]]) -> list[str]:
     return said
 
 
-def _seconds(r: dict[str, Any], every: list[dict[str, Any]]) -> float:
+def _seconds(r: Record, every: list[Record]) -> float:
     """Of training, that of the dense network that it started from included; timing structures is not training."""
     own = float(r["seconds"]) - r.get("overhead", {}).get("measurement", 0.0)
     if r["method"] in ("uniform", "uniform-next", "iee", "iee-random"):
