@@ -15,6 +15,8 @@ from halp_iee.latency.terms import terms_of
 from halp_profiler.errors import TableError, UsageError
 from halp_profiler.kernel import Kernel
 
+_KNOWN = 1000
+
 
 @dataclass(frozen=True)
 class LayerReport:
@@ -64,6 +66,7 @@ class LatencyModel:
         self.table = table
         self.fixed_ms = 0.0
         self.calibration: Calibration | None = None
+        self._known: dict[tuple[int, ...], float] = {}
 
     @property
     def source(self) -> str:
@@ -81,7 +84,12 @@ class LatencyModel:
         Raises:
             TableError: a width outside of what the table covers.
         """
-        return self.fixed_ms + sum(float(c.ms(c.c_in(widths), c.c_out(widths))) for c in self.layers)
+        key = tuple(widths.get(group.name, group.size) for group in self.graph.groups)
+        if key not in self._known:  # a solver, what checks it and what reports it ask for the same widths
+            if len(self._known) >= _KNOWN:
+                self._known.clear()
+            self._known[key] = sum(float(c.ms(c.c_in(widths), c.c_out(widths))) for c in self.layers)
+        return self.fixed_ms + self._known[key]
 
     def calibrate(self, points: Sequence[tuple[Mapping[str, int], float]]) -> LatencyModel:
         """Fits scale and offset to whole networks; see ``halp_iee.latency.calibration.fitted``.
@@ -132,5 +140,5 @@ class LatencyModel:
         other.layers = tuple(replace(c, scale=scale) for c in self.layers)
         other.graph = self.graph
         other.missing, other.unmodelled, other.table = self.missing, self.unmodelled, self.table
-        other.fixed_ms, other.calibration = offset_ms, None
+        other.fixed_ms, other.calibration, other._known = offset_ms, None, {}
         return other

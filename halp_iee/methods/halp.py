@@ -118,6 +118,9 @@ class HALP(LatencySearch):
             more = 1 + max(0, remaining - self._left) // config.interval
             self.config = replace(config, steps=min(config.steps, self.cycle + more))
 
+    def _last(self) -> bool:
+        return self.cycle + 1 >= self.config.steps
+
     def _judging(self) -> bool:
         return not self.done
 

@@ -152,6 +152,9 @@ class IEE(LatencySearch):
         more = 1 + max(0, remaining - self._left - ahead) // cycle
         self.config = replace(config, T=min(config.T, self.cycle + more))
 
+    def _last(self) -> bool:
+        return self.cycle + 1 >= self.config.T
+
     def _judging(self) -> bool:
         return self.stage in ("importance", "explore")
 

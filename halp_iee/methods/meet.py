@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from halp_iee.errors import TargetError
+from halp_iee.errors import TargetError, UsageError
 
 if TYPE_CHECKING:
     from halp_iee.solve import Answer
@@ -87,6 +87,7 @@ def meet_as_measured(
 
     Raises:
         TargetError: no trial was at or under the target; says the fastest that was measured.
+        UsageError: `measure` returned what is no latency.
     """
     band = band or Band()
     aim = target_ms * band.aim
@@ -99,6 +100,12 @@ def meet_as_measured(
     def in_band(ms: float) -> bool:
         return band.low * target_ms <= ms <= safe
 
+    def timed(answer: Answer) -> float:
+        ms = measure(answer)
+        if not 0.0 < ms < float("inf"):
+            raise UsageError("the structure cannot be timed", f"measure says {ms!r} ms", "return milliseconds above 0")
+        return ms
+
     while timings < rounds:
         try:
             answer = solve_at(budget)
@@ -110,13 +117,13 @@ def meet_as_measured(
             continue
         known = next((t for t in trials if same_network(t.answer, answer)), None)
         timings += 1
-        measured = measure(answer) if known is None else known.measured_ms
+        measured = timed(answer) if known is None else known.measured_ms
         if known is not None:
             trials.remove(known)
         elif in_band(measured):
             again = min(_AGAIN, rounds - timings)
             timings += again
-            measured = (measured + sum(measure(answer) for _ in range(again))) / (1 + again)
+            measured = (measured + sum(timed(answer) for _ in range(again))) / (1 + again)
         trials.append(Trial(budget, measured, answer))
         if in_band(measured):
             break

@@ -36,6 +36,10 @@ _SETTLED = Band(0.955, 0.975)
 """Lower than what is only pruned aims at: when the training is over, a last measurement cannot be corrected for."""
 
 
+_GAPS = {"last": 5e-4, "passing": 2e-3}
+"""Within how much of the best a decision is proved. For one that a later one replaces, closer proofs only take time."""
+
+
 class SearchConfig(Protocol):
     """The settings that every search has."""
 
@@ -198,6 +202,10 @@ class LatencySearch(Method):
 
     # Deciding
 
+    @abstractmethod
+    def _last(self) -> bool:
+        """Whether what is decided now stands."""
+
     def _least(self) -> dict[str, int]:
         return {n: max(1, round(size * self.config.min_fraction)) for n, size in prunable_sizes(self.graph).items()}
 
@@ -213,10 +221,11 @@ class LatencySearch(Method):
         standing: Units | None = None,
     ) -> Answer:
         since = time.perf_counter()
+        gap = _GAPS["last" if self._last() else "passing"]
         answer = Processes.here().once(
             lambda: solve(
                 self.cost, scores, budget_ms, self.config.solver, min_units=self._least(), active=active,
-                standing=standing,
+                standing=standing, tolerance=gap,
             )
         )  # fmt: skip
         self._spent("solver", since)

@@ -355,3 +355,32 @@ def test_a_training_that_becomes_shorter_still_ends_within_the_target(
         search.step()
     assert search.done
     assert world.cost.predict(search.widths) <= 0.4 * world.cost.dense_ms + 1e-9
+
+
+@pytest.mark.parametrize("method", ["iee", "halp"])
+def test_what_stands_is_decided_more_exactly_than_what_is_decided_again(
+    world: World, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    asked: list[tuple[int, float]] = []
+    model = copy.deepcopy(world.model)
+    optimizer = make_optimizer("sgd", model)
+    psi = 0.5 * world.cost.dense_ms
+    given: dict[str, Any] = {"target": 0.5, "optimizer": optimizer, "measure": lambda keep: 0.9 * psi}
+
+    def noted(*args: Any, tolerance: float, **more: Any) -> Any:
+        asked.append((search.cycle, tolerance))
+        return solve(*args, tolerance=tolerance, **more)
+
+    if method == "iee":
+        search: Any = IEE(model, world.graph, world.cost, config=CONFIG, **given)
+    else:
+        search = HALP(model, world.graph, world.cost, config=HALPConfig(steps=4, interval=3), **given)
+    monkeypatch.setattr("halp_iee.methods.search.solve", noted)
+    i = 0
+    while not search.done:
+        train_step(world, model, optimizer, i)
+        search.step()
+        i += 1
+    assert {gap for cycle, gap in asked if cycle < 3} == {2e-3}
+    assert {gap for cycle, gap in asked if cycle >= 3} == {5e-4}
+    assert max(cycle for cycle, _ in asked) == 4  # settling, after the last cycle

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from halp_iee.errors import TargetError
+from halp_iee.errors import TargetError, UsageError
 from halp_iee.methods.meet import Band, meet_as_measured
 
 
@@ -101,3 +101,9 @@ def test_a_network_that_was_timed_is_not_timed_again() -> None:
     trials = meet_as_measured(lambda budget_ms: FakeAnswer(1.0 if budget_ms < 5.0 else 9.0), measure, 4.0)
     assert trials[0].measured_ms == 0.9
     assert len(timed) == len(set(timed))
+
+
+@pytest.mark.parametrize("ms", [0.0, -1.0, float("nan"), float("inf")])
+def test_what_is_no_latency_is_refused(ms: float) -> None:
+    with pytest.raises(UsageError, match="measure says"):
+        meet_as_measured(lambda budget: FakeAnswer(budget), lambda answer: ms, 1.0)  # type: ignore[arg-type, return-value]
