@@ -39,6 +39,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "rigl": ("rigl", {}),
     "rigl, 20 batches": ("rigl", {"gradient_batches": 20}),
     "rigl global": ("rigl", {"distribution": "global"}),
+    "rigl, rarer": ("rigl", {"times": 10}),
+    "set, rarer": ("set", {"times": 10}),
     "iee": ("iee", {}),
     "iee, Q = H": ("iee", {"equal": True}),
     "iee, Q = H, initial values": ("iee", {"equal": True, "unused": "initial"}),
@@ -65,7 +67,7 @@ def one(given: argparse.Namespace, name: str, sparsity: float, seed: int) -> dic
     events: list[dict[str, Any]] = []
     extra: dict[str, Any] = {}
     if method not in ("iee", "static", "snip"):
-        extra["every"] = max(1, steps // 40)
+        extra["every"] = max(1, steps // settings.pop("times", 40))
     if settings.pop("equal", False):  # stages of one length, as the paper has them, in five cycles
         settings |= dict.fromkeys("HJQ", int(0.75 * steps) // 15)
     if "channel_sparsity" in settings:

@@ -137,7 +137,7 @@ def run_iee_dense(b: Bench, target: float, epochs: int, seed: int) -> dict[str, 
     plan = recipe(epochs - epochs // 2, seed + 1000)
     optimizer = make_optimizer(model, plan)
     steps = plan.epochs * steps_per_epoch(len(b.data.train), plan.batch_size)
-    config = replace(default_stages(steps), seed=seed)
+    config = replace(default_stages(steps, trained=True), seed=seed)
     method = IEE(model, b.graph, b.cost, target_ms=target * b.cost.dense_ms, optimizer=optimizer, config=config,
                  measure=lambda keep: b.time_ms(b.graph.slim(keep)))  # fmt: skip
     return _searched(b, method, fit(model, b.data, plan, method=method, optimizer=optimizer))

@@ -25,19 +25,23 @@ def total_steps(job: Job, data: Data) -> int:
     return job.recipe.epochs * steps_per_epoch(len(data.train), job.recipe.batch_size)
 
 
-def default_stages(steps: int) -> IEEConfig:
-    """IEE's stages for a training of so many optimizer steps.
+def default_stages(steps: int, *, trained: bool = False) -> IEEConfig:
+    """IEE's stages for a training of so many optimizer steps, of a network that comes ``trained`` or not.
 
     The paper has H = J = Q = 150 and 13 cycles, from a random structure, 3.6% of its training on ImageNet; a training
     of 100,000 steps and more has those lengths here. A training of some hundred steps needs a larger share to
     judge a channel by, and cannot afford to explore for long: what is explored stands still meanwhile, and a woken
     unit that never lived has learned nothing that could be waited for. So H and J are 2% of the training and Q 0.15%,
     never over 150, and the update period ends at a third of it. The start is the whole network, brought down.
+
+    What comes trained has most of its channels judged already, and a short training must mend what every exchange
+    breaks: there the period ends at a fifth, as HALP's way down does, and Omega^0 is 0.1 Psi instead of 0.3.
     """
     stage = min(150, max(3, round(0.02 * steps)))
     explore = min(150, max(1, round(0.0015 * steps)))
-    cycles = max(1, min(13, steps // (3 * (2 * stage + explore))))
-    return IEEConfig(H=stage, J=stage, Q=explore, T=cycles)
+    period = steps // 5 if trained else steps // 3
+    cycles = max(1, min(13, period // (2 * stage + explore)))
+    return IEEConfig(H=stage, J=stage, Q=explore, T=cycles, omega_start=0.1 if trained else 0.3)
 
 
 def default_descent(steps: int) -> HALPConfig:
@@ -63,7 +67,7 @@ def configuration(job: Job, steps: int) -> IEEConfig | HALPConfig:
     if job.method == "halp":
         config = default_descent(steps)
     else:
-        config = job.iee or default_stages(steps)
+        config = job.iee or default_stages(steps, trained=job.weights is not None)
     known = {field.name for field in fields(config)}
     odd = sorted(job.switches.keys() - known)
     if odd:

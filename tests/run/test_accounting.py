@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -105,8 +106,17 @@ def test_the_bill_of_halp_is_paid_at_the_size_before_each_pruning_step() -> None
 def test_the_default_lengths_fit_into_any_training_that_they_are_for(steps: int) -> None:
     descent = default_descent(steps)
     assert descent.period <= max(1, 0.2 * steps) + 1
-    stages = default_stages(steps)
-    assert stages.steps <= max(7, steps / 3)
+    assert default_stages(steps).steps <= max(7, steps / 3)
+    assert default_stages(steps, trained=True).steps <= max(7, steps / 5)
+
+
+def test_a_network_that_comes_trained_exchanges_less_and_sooner_unless_told_otherwise() -> None:
+    job = Job(model="resnet20", data="digits", recipe=Recipe())
+    fresh, trained = configuration(job, 1000), configuration(replace(job, weights="there"), 1000)
+    assert (fresh.omega_start, trained.omega_start) == (0.3, 0.1)
+    assert trained.steps <= 200 < fresh.steps <= 333
+    asked = configuration(replace(job, weights="there", switches={"omega_start": 0.2, "T": 8}), 1000)
+    assert (asked.omega_start, asked.T) == (0.2, 8)
 
 
 @pytest.mark.parametrize(
