@@ -135,6 +135,8 @@ def _of_training(records: list[Record], methods: Sequence[str]) -> list[str]:
             f"- {sparsity:.0%}: {one}." for sparsity in sparsities
             if (one := "; ".join(explain(cells, sparsity, images)) or told.get((about, sparsity)))
         ]  # fmt: skip
+        if about == "orderings" and (one := "; ".join(_together(cells, images))):
+            said.append(f"- All sparsities together, a pair being one sparsity and seed: {one}.")
         lines += ["", heading, "", *said] if said else []
     return [*lines, ""]
 
@@ -217,7 +219,10 @@ def _share(record: Record) -> str:
     return f"{cycles} cycles of {H} + {H} + {Q} steps explore for {cycles * Q / record['steps']:.1%} of the training"
 
 
-def _told(better: str, worse: str, cells: Cells, sparsity: float, images: int, *, above: str = "as published") -> str:
+def _told(
+    better: str, worse: str, cells: Cells, sparsity: float, images: int, *, above: str = "as published",
+    of: str = "seed",
+) -> str:  # fmt: skip
     """The difference of two methods over the seeds that both have, in points, and whether it is one."""
     tops = [{r["seed"]: 100 * r["top1"] for r in cells[name, sparsity]} for name in (better, worse)]
     seeds = sorted(set(tops[0]) & set(tops[1]))
@@ -226,10 +231,10 @@ def _told(better: str, worse: str, cells: Cells, sparsity: float, images: int, *
     spread = statistics.variance(gaps) if len(gaps) > 1 else 0.0
     gap, error = statistics.mean(gaps), (max(drawn, spread) / len(seeds)) ** 0.5
     verdict = above if gap > 2 * error else "the reverse" if gap < -2 * error else "not decided"
-    return f"{better} over {worse} {gap:+.2f} ± {error:.2f} ({len(seeds)} seed{'s' * (len(seeds) > 1)}: {verdict})"
+    return f"{better} over {worse} {gap:+.2f} ± {error:.2f} ({len(seeds)} {of}{'s' * (len(seeds) > 1)}: {verdict})"
 
 
-def _both(cells: Cells, one: str, other: str, sparsity: float) -> set[int]:
+def _both(cells: Cells, one: str, other: str, sparsity: float) -> set[Any]:
     """The seeds that two methods have in common."""
     mine, theirs = ({r["seed"] for r in cells.get((name, sparsity), [])} for name in (one, other))
     return mine & theirs
@@ -246,6 +251,16 @@ def _orderings(cells: Cells, sparsity: float, images: int) -> Iterator[str]:
             at = ", ".join(f"{a:.0%}, where RigL exchanges {_exchanged(a):.2%} of what lives" for a in sorted({*below}))
             told += f" (not, of the time of the updates, at {at})"
         yield told
+
+
+def _together(cells: Cells, images: int) -> Iterator[str]:
+    """The orderings over all sparsities at once."""
+    every: dict[tuple[str, float], list[Record]] = defaultdict(list)
+    for (name, sparsity), runs in cells.items():
+        every[name, 0.0] += [{**r, "seed": (sparsity, r["seed"])} for r in runs]
+    for better, worse in ORDERINGS:
+        if len({sparsity for sparsity, _ in _both(every, better, worse, 0.0)}) > 1:
+            yield _told(better, worse, every, 0.0, images, of="pair")
 
 
 def _exchanged(a: float) -> float:

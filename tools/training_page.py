@@ -66,10 +66,11 @@ def records(work: Path, out: Path) -> list[Record]:
     path = work / "shares.json"
     again = json.loads(path.read_text()) if path.exists() else {}
     kept = {_key(r): r for r in _read(out.with_suffix(".jsonl")) if "speed" not in r}
+    dense = {r["network"]: r["dense_ms"] for r in kept.values() if "dense_ms" in r}  # one clock for the chart
     for r in every:
         record = {k: r[k] for k in ("network", "target", "method", "seed", "epochs", "top1")}
         record |= {"share": again.get(_key(r), r["share"]), "train_seconds": round(_seconds(r, every), 1)}
-        if dense_ms := again.get(f"{r['network']}/dense_ms"):
+        if dense_ms := again.get(f"{r['network']}/dense_ms", dense.get(r["network"])):
             record["dense_ms"] = dense_ms
         kept[_key(r)] = record
     return sorted(kept.values(), key=_place)

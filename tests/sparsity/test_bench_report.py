@@ -84,3 +84,15 @@ def test_a_summary_of_runs_that_were_lost_stands_until_there_are_as_many(folder:
         page.write_page([record("set", seed, 0.8)], ["set"])
         assert said in (folder / "page.md").read_text()
     assert "seeds" not in page.RECORDS.read_text()
+
+
+def test_all_sparsities_together_count_every_pair_of_the_same_sparsity_and_seed(folder: Path) -> None:
+    def at(method: str, sparsity: float, seed: int, top1: float) -> dict[str, Any]:
+        return {**record(method, seed, top1), "sparsity": sparsity}
+
+    fresh = [at("static", s, seed, 0.5) for s in (0.8, 0.9) for seed in (0, 1)]
+    fresh += [at("set", 0.8, 0, 0.60), at("set", 0.8, 1, 0.62), at("set", 0.9, 0, 0.64)]
+    page.write_page(fresh, ["static", "set"])
+    said = next(line for line in (folder / "page.md").read_text().splitlines() if line.startswith("- All"))
+    assert "set over static +12.00" in said
+    assert "(3 pairs: as published)" in said
