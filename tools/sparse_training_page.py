@@ -12,6 +12,7 @@ import platform
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,14 +129,17 @@ def _of_training(records: list[Record], methods: Sequence[str]) -> list[str]:
             elif (name, sparsity) in cells:
                 lines.append(f"| {name} | {sparsity:.0%} | {_row(_summary(cells[name, sparsity]))}")
     images = len(load(data).test)
-    explained = (("orderings", _ORDERINGS.format(images), _orderings), ("stages", _WHY_STAGES, _stages),
-                 ("gradients", _WHY_GRADIENTS, _gradients), ("rarer", _WHY_RARER, _rarer))  # fmt: skip
-    for about, heading, explain in explained:
+    explained = (
+        ("orderings", _ORDERINGS.format(images), _orderings, ORDERINGS), ("stages", _WHY_STAGES, _stages, ()),
+        ("gradients", _WHY_GRADIENTS, partial(_pairs, _GRADIENTS), _GRADIENTS),
+        ("rarer", _WHY_RARER, partial(_pairs, _RARER), _RARER),
+    )  # fmt: skip
+    for about, heading, explain, pairs in explained:
         said = [
             f"- {sparsity:.0%}: {one}." for sparsity in sparsities
             if (one := "; ".join(explain(cells, sparsity, images)) or told.get((about, sparsity)))
         ]  # fmt: skip
-        if about == "orderings" and (one := "; ".join(_together(cells, images))):
+        if one := "; ".join(_together(pairs, cells, images, "as published" if pairs is ORDERINGS else _BEYOND)):
             said.append(f"- All sparsities together, a pair being one sparsity and seed: {one}.")
         lines += ["", heading, "", *said] if said else []
     return [*lines, ""]
@@ -178,12 +182,13 @@ _WHY_GRADIENTS = (
     "batches are of 128 to 4096. `rigl global` is RigL with one ranking over all layers, which Chase has too:"
 )
 _SMOOTH = "rigl, 20 batches"
+_GRADIENTS = ((_SMOOTH, "rigl"), (_SMOOTH, "set"), ("rigl", "rigl global"), ("chase", "rigl global"))
 
 
 def _stages(cells: Cells, sparsity: float, images: int) -> Iterator[str]:
     for name in ("iee, Q = H", "iee, Q = H, initial values"):
         if _both(cells, "iee", name, sparsity):
-            told = _told("iee", name, cells, sparsity, images, above="beyond the error")
+            told = _told("iee", name, cells, sparsity, images, above=_BEYOND)
             mine, other = (_share(cells[n, sparsity][0]) for n in ("iee", name))
             yield f"{told}. Its {other}; iee's {mine}"
 
@@ -195,20 +200,14 @@ _WHY_RARER = (
 )
 
 
-def _gradients(cells: Cells, sparsity: float, images: int) -> Iterator[str]:
-    pairs = ((_SMOOTH, "rigl"), (_SMOOTH, "set"), ("rigl", "rigl global"), ("chase", "rigl global"))
-    return _pairs(pairs, cells, sparsity, images)
-
-
-def _rarer(cells: Cells, sparsity: float, images: int) -> Iterator[str]:
-    pairs = (("rigl, rarer", "rigl"), ("set, rarer", "set"), ("rigl, rarer", "set, rarer"), ("set, rarer", "static"))
-    return _pairs(pairs, cells, sparsity, images)
+_RARER = (("rigl, rarer", "rigl"), ("set, rarer", "set"), ("rigl, rarer", "set, rarer"), ("set, rarer", "static"))
+_BEYOND = "beyond the error"
 
 
 def _pairs(pairs: Sequence[tuple[str, str]], cells: Cells, sparsity: float, images: int) -> Iterator[str]:
     for one, other in pairs:
         if _both(cells, one, other, sparsity):
-            yield _told(one, other, cells, sparsity, images, above="beyond the error")
+            yield _told(one, other, cells, sparsity, images, above=_BEYOND)
 
 
 def _share(record: Record) -> str:
@@ -253,14 +252,14 @@ def _orderings(cells: Cells, sparsity: float, images: int) -> Iterator[str]:
         yield told
 
 
-def _together(cells: Cells, images: int) -> Iterator[str]:
-    """The orderings over all sparsities at once."""
+def _together(pairs: Sequence[tuple[str, str]], cells: Cells, images: int, above: str) -> Iterator[str]:
+    """The same over all sparsities at once."""
     every: dict[tuple[str, float], list[Record]] = defaultdict(list)
     for (name, sparsity), runs in cells.items():
         every[name, 0.0] += [{**r, "seed": (sparsity, r["seed"])} for r in runs]
-    for better, worse in ORDERINGS:
+    for better, worse in pairs:
         if len({sparsity for sparsity, _ in _both(every, better, worse, 0.0)}) > 1:
-            yield _told(better, worse, every, 0.0, images, of="pair")
+            yield _told(better, worse, every, 0.0, images, above=above, of="pair")
 
 
 def _exchanged(a: float) -> float:
