@@ -16,6 +16,7 @@ from halp_profiler.errors import TableError, UsageError
 from halp_profiler.kernel import Kernel
 
 _KNOWN = 1000
+"""Predictions that are kept."""
 
 
 @dataclass(frozen=True)

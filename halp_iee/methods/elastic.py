@@ -34,11 +34,6 @@ def _index(positions: tuple[np.ndarray | None, ...], full: Tensor) -> tuple[Tens
     return tuple(a.reshape([-1 if i == j else 1 for j in range(len(axes))]) for i, a in enumerate(axes))
 
 
-def _taken(full: Tensor, positions: tuple[np.ndarray | None, ...]) -> Tensor:
-    """The values at `positions`, in memory of their own."""
-    return full.clone() if all(p is None for p in positions) else full[_index(positions, full)].contiguous()
-
-
 def is_channels_last(module: nn.Module) -> bool:
     """Whether the convolutions' weights lie with their channels last, which is how a CPU trains them fastest."""
     return any(
@@ -181,7 +176,7 @@ class ElasticNetwork:
             if old.grad is not None:
                 room = torch.zeros_like(self.store[name], dtype=old.grad.dtype)
                 room[_index(was[name], room)] = old.grad
-                parameter.grad = _taken(room, self.now[name])
+                parameter.grad = narrow(room, self.now[name])
             state = self.optimizer.state.pop(old, None)
             if state:
                 self.optimizer.state[parameter] = self._resized_state(name, parameter, state)

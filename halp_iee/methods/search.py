@@ -35,8 +35,7 @@ Event = dict[str, Any]
 _SETTLED = Band(0.955, 0.975)
 """Lower than what is only pruned aims at: when the training is over, a last measurement cannot be corrected for."""
 
-
-_GAPS = {"last": 5e-4, "passing": 2e-3}
+_LAST_GAP, _PASSING_GAP = 5e-4, 2e-3
 """Within how much of the best a decision is proved. For one that a later one replaces, closer proofs only take time."""
 
 
@@ -221,7 +220,7 @@ class LatencySearch(Method):
         standing: Units | None = None,
     ) -> Answer:
         since = time.perf_counter()
-        gap = _GAPS["last" if self._last() else "passing"]
+        gap = _LAST_GAP if self._last() else _PASSING_GAP
         answer = Processes.here().once(
             lambda: solve(
                 self.cost, scores, budget_ms, self.config.solver, min_units=self._least(), active=active,
